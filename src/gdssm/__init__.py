@@ -1,0 +1,83 @@
+"""gdssm: recurrent sequence models that learn in-context by gradient descent (arXiv 2410.11687).
+
+Importing this package is light: torch is imported when the first name that needs it is used.
+"""
+
+import importlib
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import analysis, construct, learners, ops, tasks, theory, tokens, train
+    from .layers import GDSSM
+    from .models import ConstructedTokenLayer, FeatureModel, GDSSMStack, InContextModel, RandomFourierFeatures, TwoStepBlock
+    from .readouts import ConjugateGradientReadout, IteratedReadout, MinibatchReadout, NewtonReadout
+    from .state import State
+    from .tasks import Context, LinearRegression, Predictor
+    from .tokens import as_predictor
+
+_WHERE = {
+    "ConjugateGradientReadout": "readouts",
+    "ConstructedTokenLayer": "models",
+    "Context": "tasks",
+    "FeatureModel": "models",
+    "GDSSM": "layers",
+    "GDSSMStack": "models",
+    "InContextModel": "models",
+    "IteratedReadout": "readouts",
+    "LinearRegression": "tasks",
+    "MinibatchReadout": "readouts",
+    "NewtonReadout": "readouts",
+    "Predictor": "tasks",
+    "RandomFourierFeatures": "models",
+    "State": "state",
+    "TwoStepBlock": "models",
+    "as_predictor": "tokens",
+}
+_MODULES = ("analysis", "construct", "learners", "ops", "tasks", "theory", "tokens", "train")
+
+__all__ = [
+    "ConjugateGradientReadout",
+    "ConstructedTokenLayer",
+    "Context",
+    "FeatureModel",
+    "GDSSM",
+    "GDSSMStack",
+    "InContextModel",
+    "IteratedReadout",
+    "LinearRegression",
+    "MinibatchReadout",
+    "NewtonReadout",
+    "Predictor",
+    "RandomFourierFeatures",
+    "State",
+    "TwoStepBlock",
+    "analysis",
+    "as_predictor",
+    "construct",
+    "learners",
+    "ops",
+    "tasks",
+    "theory",
+    "tokens",
+    "train",
+]
+
+try:
+    __version__ = version("gdssm")
+except PackageNotFoundError:  # used from a source tree that is not installed
+    __version__ = "0+unknown"
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f".{name}", __name__)
+    if name in _WHERE:
+        value = getattr(importlib.import_module(f".{_WHERE[name]}", __name__), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'gdssm' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -1,0 +1,98 @@
+"""Configurations: frozen dataclasses whose unknown keys, wrong types and impossible values are errors.
+
+No torch here: a configuration is checked before anything heavy is imported.
+"""
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message names the field, the value and what is allowed."""
+
+
+def check_count(name: str, value: object, least: int = 1) -> None:
+    """ConfigError unless value is an integer >= least."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"{name} must be an integer >= {least}, got {value!r}")
+
+
+def check_number(
+    name: str, value: object, *, least: float | None = None, above: float | None = None, most: float | None = None
+) -> None:
+    """ConfigError unless value is a finite number in the range."""
+    limits = [f">= {least}"] * (least is not None) + [f"> {above}"] * (above is not None) + [f"<= {most}"] * (most is not None)
+    fits = not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value)
+    if fits:
+        number = typing.cast(float, value)
+        fits = (least is None or number >= least) and (above is None or number > above) and (most is None or number <= most)
+    if not fits:
+        raise ConfigError(f"{name} must be a finite number{' ' if limits else ''}{' and '.join(limits)}, got {value!r}")
+
+
+def check_choice(name: str, value: object, allowed: Sequence[str]) -> None:
+    """ConfigError unless value is one of the allowed strings; a near miss is suggested."""
+    if value not in allowed:
+        raise ConfigError(f"{name} is {value!r}{near_miss(str(value), allowed)}; allowed: {', '.join(allowed)}")
+
+
+def near_miss(word: str, known: Sequence[str]) -> str:
+    """' (did you mean ..?)' where one of the known words is close, else ''."""
+    close = difflib.get_close_matches(word, known, 1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+T = typing.TypeVar("T")
+
+
+def from_mapping(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
+    """A frozen dataclass from a mapping, nested ones from nested mappings.
+
+    Raises ConfigError for unknown keys, missing ones and wrong types; nothing is converted but int to float and
+    lists to tuples.
+    """
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(typing.cast(Any, cls))}
+    for key in values:
+        if key not in fields:
+            raise ConfigError(
+                f"{where}{key} is no field of {cls.__name__}{near_miss(key, list(fields))}; allowed: {', '.join(fields)}"
+            )
+    made = {}
+    for name, field in fields.items():
+        if name in values:
+            made[name] = _typed(f"{where}{name}", values[name], hints[name])
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise ConfigError(f"{where}{name} is missing from {cls.__name__}")
+    return cls(**made)
+
+
+def _typed(name: str, value: Any, hint: Any) -> Any:
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        if isinstance(value, hint):
+            return value
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{name} must be a mapping with the fields of {hint.__name__}, got {value!r}")
+        return from_mapping(hint, value, f"{name}.")
+    origin = typing.get_origin(hint)
+    if origin in (types.UnionType, typing.Union):
+        for option in typing.get_args(hint):
+            try:
+                return _typed(name, value, option)
+            except ConfigError:
+                continue
+    elif origin is tuple and isinstance(value, list | tuple):
+        return tuple(_typed(name, item, typing.get_args(hint)[0]) for item in value)
+    elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    elif hint is type(None) and value is None:
+        return None
+    elif isinstance(hint, type) and type(value) is hint:
+        return value
+    shown = hint.__name__ if isinstance(hint, type) else str(hint)
+    raise ConfigError(f"{name} must be of type {shown}, got {value!r}")

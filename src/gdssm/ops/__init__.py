@@ -1,0 +1,158 @@
+"""gd_scan: the recurrence with a windowed input gate and a multiplicative readout, one signature for all backends.
+
+    S_k = (s_{kR}, .., s_{kR+W-1})       window k of the stream
+    M_k = S_k^T w_q S_k                  input gate
+    Z_k = Lambda * Z_{k-1} + M_k         diagonal recurrence (elementwise)
+    out_k = Z_k^T q_k,  q_k = S_k^T d    multiplicative readout (arXiv 2410.11687, without the matrix C)
+
+Axes: B batch, T tokens, K windows, W window width, R stride, H heads, D features.
+A new backend is a file with a function `scan`, and one line in BACKENDS.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from . import chunked, decay, reference
+from .last import absorb, check_ends, final_window, last_counts, last_window, next_count, next_windows
+from .windows import ScanState, Windows, align, carry_dtype, compute_dtype, windows_in, zero_state
+
+__all__ = [
+    "BACKENDS",
+    "ScanState",
+    "Windows",
+    "absorb",
+    "align",
+    "check_ends",
+    "compute_dtype",
+    "final_window",
+    "gd_scan",
+    "last_counts",
+    "last_window",
+    "next_count",
+    "next_windows",
+    "resolve_backend",
+    "window_queries",
+    "windows_in",
+    "zero_state",
+]
+
+Scan = Callable[[Windows, Tensor, decay.Decay, Tensor, Tensor], tuple[Tensor, Tensor]]
+BACKENDS: dict[str, Scan] = {"reference": reference.scan, "chunked": chunked.scan}
+
+
+def resolve_backend(backend: str) -> Scan:
+    """The one place where a backend is chosen; "auto" is the fastest that runs everywhere."""
+    if backend == "auto":
+        return BACKENDS["chunked"]
+    if backend not in BACKENDS:
+        raise ValueError(f"backend is {backend!r}; allowed: auto, {', '.join(BACKENDS)}")
+    return BACKENDS[backend]
+
+
+def gd_scan(
+    tokens: Tensor,
+    w_q: Tensor,
+    log_decay: Tensor | None,
+    d: Tensor | None,
+    *,
+    stride: int = 1,
+    state: ScanState | None = None,
+    lengths: Tensor | None = None,
+    backend: str = "auto",
+    queries: Tensor | None = None,
+    structure: str | None = None,
+) -> tuple[Tensor, ScanState]:
+    """Scan a stream of tokens: outputs for every window that ends in it, and the state to go on with.
+
+    tokens     (B, T, H, D), floating point; (B, T, 1, D) is one stream read by all heads
+    w_q        (H, W, W)    input gate
+    log_decay  log Lambda <= 0: None | (H,) | (H, D) | (H, D, D) | (B, K, H); row i of Z is (H, D)'s index i
+    d          (H, W)       query taps; None with `queries`
+    queries    (B, K, H, D) queries to use instead of S_k^T d
+    structure  one of none, head, row, full, input: only needed where log_decay's shape fits two of them
+    lengths    (B,) right padding: tokens past a length are not read, outputs there are zero,
+               and each sequence's state is the one at its own end
+    state      what an earlier call returned; None starts at Z = 0
+
+    Returns out (B, K, H, D) in the tokens' dtype and the ScanState. K = 0 where no window ends in the tokens.
+    Half-precision tokens are accumulated in float32; Z is carried in float64. The sign of log_decay is
+    checked on the CPU only, where the check costs no synchronisation.
+
+    Raises ValueError for shapes that do not fit, a positive log_decay, lengths out of range, an unknown
+    backend, and sequences whose strides are out of phase; TypeError for tokens that are not floating point.
+    """
+    scan = resolve_backend(backend)
+    _check_shapes(tokens, w_q, d, stride, state, queries)
+    heads, width = w_q.shape[:2]
+    dtype = compute_dtype(tokens, w_q, d, queries)
+    with torch.autocast(tokens.device.type, enabled=False):
+        stream = tokens.to(dtype).expand(-1, -1, heads, -1)
+        windows = align(stream, width, stride, state, lengths)
+        if queries is None:
+            assert d is not None
+            queries = window_queries(windows, d.to(dtype))
+        wanted = (tokens.shape[0], windows.count, heads, tokens.shape[3])
+        if queries.shape != wanted:
+            raise ValueError(f"queries has shape {tuple(queries.shape)}; these tokens need {wanted}")
+        lam = decay.make(log_decay, _checked_structure(log_decay, structure, wanted), tokens.device)
+        if state is None:
+            z = torch.zeros(wanted[0], heads, wanted[3], wanted[3], dtype=carry_dtype(tokens.device), device=tokens.device)
+        else:
+            z = state.z.to(carry_dtype(tokens.device))
+        out, z = scan(windows, w_q.to(dtype), lam, queries.to(dtype), z)
+    return out.to(tokens.dtype), ScanState(z, windows.tail(), windows.seen())
+
+
+def window_queries(windows: Windows, d: Tensor) -> Tensor:
+    """q_k = S_k^T d: (B, K, H, D), zero where a sequence has no window."""
+    q = windows.tap(0) * d[:, 0, None]
+    for a in range(1, windows.width):
+        q = q + windows.tap(a) * d[:, a, None]
+    return q if windows.valid is None else q.masked_fill(~windows.valid[:, :, None, None], 0)
+
+
+def _checked_structure(log_decay: Tensor | None, structure: str | None, shape: tuple[int, int, int, int]) -> str:
+    if structure is None:
+        structure = decay.structure_of(log_decay, *shape)
+    elif structure not in decay.STRUCTURES:
+        raise ValueError(f"structure is {structure!r}; allowed: {', '.join(decay.STRUCTURES)}")
+    else:
+        batch, windows, heads, features = shape
+        wanted = {"none": None, "head": (heads,), "row": (heads, features), "full": (heads, features, features)}
+        expected = wanted.get(structure, (batch, windows, heads))
+        given = None if log_decay is None else tuple(log_decay.shape)
+        if given != expected:
+            raise ValueError(f"log_decay has shape {given}; structure {structure!r} needs {expected}")
+    if log_decay is not None and log_decay.device.type == "cpu" and not torch.compiler.is_compiling():
+        if not bool((log_decay <= 0).all()):  # also false for NaN
+            worst = float(log_decay.detach().max())
+            raise ValueError(f"log_decay must be <= 0 everywhere (Lambda <= 1), its largest value is {worst}")
+    return structure
+
+
+def _check_shapes(
+    tokens: Tensor, w_q: Tensor, d: Tensor | None, stride: int, state: ScanState | None, queries: Tensor | None
+) -> None:
+    if not tokens.is_floating_point():
+        raise TypeError(f"tokens must be floating point, got {tokens.dtype}")
+    if tokens.ndim != 4:
+        raise ValueError(f"tokens must be (B, T, H, D), got shape {tuple(tokens.shape)}")
+    if w_q.ndim != 3 or w_q.shape[1] != w_q.shape[2] or w_q.shape[1] < 1:
+        raise ValueError(f"w_q must be (H, W, W) with W >= 1, got shape {tuple(w_q.shape)}")
+    heads, width = w_q.shape[:2]
+    if tokens.shape[2] not in (1, heads):
+        raise ValueError(f"tokens have {tokens.shape[2]} heads, w_q has {heads}; allowed: the same, or 1 shared by all")
+    if (d is None) == (queries is None):
+        raise ValueError("give exactly one of d and queries")
+    if d is not None and d.shape != (heads, width):
+        raise ValueError(f"d must be (H, W) = {(heads, width)} like w_q, got shape {tuple(d.shape)}")
+    if isinstance(stride, bool) or not isinstance(stride, int) or stride < 1:
+        raise ValueError(f"stride must be an integer >= 1, got {stride!r}")
+    if state is not None:
+        batch, features = tokens.shape[0], tokens.shape[3]
+        wanted = ((batch, heads, features, features), (batch, width - 1, heads, features), (batch,))
+        for name, tensor, shape in zip(ScanState._fields, state, wanted, strict=True):
+            if tuple(tensor.shape) != shape:
+                raise ValueError(f"state.{name} has shape {tuple(tensor.shape)}; these tokens and weights need {shape}")

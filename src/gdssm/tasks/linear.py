@@ -1,0 +1,100 @@
+"""Linear regression tasks: y = W x + noise, a new W for every task (arXiv 2410.11687, section on regression).
+
+Every batch is a pure function of (task, seed, step): nothing is kept between calls, so training resumes anywhere.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..config import check_choice, check_count, check_number
+from .context import Context
+
+INPUTS = ("uniform", "gaussian")
+
+
+def generator(seed: int, step: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A random generator that depends on (seed, step) alone, well mixed."""
+    for name, value in (("seed", seed), ("step", step)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise ValueError(f"{name} must be an integer >= 0, got {value!r}")
+    state = np.random.SeedSequence((seed, step)).generate_state(2, np.uint32)
+    return torch.Generator(device=device).manual_seed((int(state[0]) << 32 | int(state[1])) & (2**63 - 1))
+
+
+@dataclass(frozen=True)
+class LinearRegression:
+    """A sampler of linear regression tasks.
+
+        x ~ uniform(-r/2, r/2) or N(0, r^2/12), entry i scaled by sqrt(spectrum[i]);  W ~ N(0, weight_scale^2)
+        y = W x + N(0, noise_std^2)      y_query = W x_query, without noise
+
+    d_x, d_y      sizes of input and target; d_y = 1 is the scalar case
+    n_examples    N                   n_queries    M, per task
+    inputs        "uniform" or "gaussian" (both of variance r^2 / 12)
+    input_range   r                   weight_scale, noise_std   standard deviations
+    spectrum      d_x non-negative numbers that multiply the variances; () is all ones
+    """
+
+    d_x: int = 10
+    d_y: int = 10
+    n_examples: int = 10
+    n_queries: int = 1
+    inputs: str = "uniform"
+    input_range: float = 1.0
+    weight_scale: float = 1.0
+    noise_std: float = 0.0
+    spectrum: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("d_x", "d_y", "n_examples", "n_queries"):
+            check_count(name, getattr(self, name))
+        check_choice("inputs", self.inputs, INPUTS)
+        check_number("input_range", self.input_range, above=0)
+        check_number("weight_scale", self.weight_scale, least=0)
+        check_number("noise_std", self.noise_std, least=0)
+        if self.spectrum and len(self.spectrum) != self.d_x:
+            raise ValueError(f"spectrum has {len(self.spectrum)} entries, d_x is {self.d_x}; allowed: none, or one per input")
+        for value in self.spectrum:
+            check_number("spectrum", value, least=0)
+
+    @property
+    def input_variance(self) -> float:
+        """r^2 / 12, the variance of one entry of x where the spectrum is 1."""
+        return self.input_range**2 / 12
+
+    @property
+    def input_fourth_moment(self) -> float:
+        """E x_i^4: r^4 / 80 for uniform inputs, 3 s^2 for Gaussian ones, where the spectrum is 1."""
+        return self.input_range**4 / 80 if self.inputs == "uniform" else 3 * self.input_variance**2
+
+    def sample(
+        self, batch: int, *, seed: int, step: int = 0, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    ) -> Context:
+        """`batch` fresh tasks, the same for the same (seed, step, device type).
+
+        Another batch size or dtype gives other tasks. ValueError for a batch below 1 or a negative seed or step.
+        """
+        check_count("batch", batch)
+        g = generator(seed, step, device)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=g, dtype=dtype, device=device)
+
+        w = normal(batch, self.d_y, self.d_x) * self.weight_scale
+        shape = (batch, self.n_examples + self.n_queries, self.d_x)
+        if self.inputs == "uniform":
+            x = (torch.rand(*shape, generator=g, dtype=dtype, device=device) - 0.5) * self.input_range
+        else:
+            x = normal(*shape) * math.sqrt(self.input_variance)
+        if self.spectrum:
+            x = x * torch.tensor(self.spectrum, dtype=dtype, device=device).sqrt()
+        y = torch.matmul(x, w.transpose(1, 2))
+        x, x_query = x.split([self.n_examples, self.n_queries], dim=1)
+        y, y_query = y.split([self.n_examples, self.n_queries], dim=1)
+        if self.noise_std:
+            y = y + normal(*y.shape) * self.noise_std
+        return Context(x, y, x_query, y_query)
