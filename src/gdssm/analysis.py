@@ -1,0 +1,151 @@
+"""How a predictor compares with a learner, and trained weights with constructed ones.
+
+Axes: B tasks, M queries, S copies. Metrics as in von Oswald et al. (2212.07677), averaged over tasks and queries.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .layers import GDSSM
+from .tasks import Context, Predictor
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """How close a predictor is to a reference on the same tasks.
+
+    prediction_difference   mean |y - y_ref|_2
+    sensitivity_cosine      mean cosine between the Jacobians d y / d x_query, as vectors of d_y d_x numbers
+    sensitivity_difference  mean Frobenius norm of the difference of the Jacobians
+    loss_ratio              loss(predictor) / loss(reference), loss = 0.5 |y_query - y|^2 / d_y
+    loss, reference_loss    the two
+    """
+
+    prediction_difference: float
+    sensitivity_cosine: float
+    sensitivity_difference: float
+    loss_ratio: float
+    loss: float
+    reference_loss: float
+
+
+def alignment(predictor: Predictor, reference: Predictor, context: Context) -> Alignment:
+    """Compare two predictors on the tasks of one context, which must have y_query.
+
+    The prediction for a query must depend on no other query. ValueError where y_query is missing, a prediction has the
+    wrong shape or is not finite.
+    """
+    if context.y_query is None:
+        raise ValueError("context has no y_query, so there is no loss to compare")
+    y, jacobian = sensitivity(predictor, context)
+    y_ref, jacobian_ref = sensitivity(reference, context)
+    loss, loss_ref = squared_loss(y, context.y_query), squared_loss(y_ref, context.y_query)
+    flat, flat_ref = jacobian.flatten(2), jacobian_ref.flatten(2)
+    return Alignment(
+        prediction_difference=float((y - y_ref).norm(dim=-1).mean()),
+        sensitivity_cosine=float(torch.nn.functional.cosine_similarity(flat, flat_ref, dim=-1).mean()),
+        sensitivity_difference=float((flat - flat_ref).norm(dim=-1).mean()),
+        loss_ratio=loss / loss_ref,
+        loss=loss,
+        reference_loss=loss_ref,
+    )
+
+
+def squared_loss(prediction: Tensor, target: Tensor) -> float:
+    """Mean over tasks and queries of 0.5 |target - prediction|^2 / d_y, summed in float64."""
+    return float(0.5 * (target - prediction).double().square().mean())
+
+
+def sensitivity(predictor: Predictor, context: Context) -> tuple[Tensor, Tensor]:
+    """Predictions (B, M, d_y) and their Jacobians (B, M, d_y, d_x) with respect to the query: the implicit weights."""
+    x_query = context.x_query.detach().clone().requires_grad_()
+    with torch.enable_grad():
+        y = predictor(Context(context.x, context.y, x_query, context.y_query))
+        wanted = (*context.x_query.shape[:2], context.y.shape[2])
+        if y.shape != wanted:
+            raise ValueError(f"predictor gave shape {tuple(y.shape)}, this context needs {wanted}")
+        if not bool(torch.isfinite(y).all()):
+            raise ValueError("predictor gave values that are not finite")
+        if y.requires_grad:
+            rows = [_row(y[..., i].sum(), x_query) for i in range(y.shape[2])]
+        else:  # a constant prediction
+            rows = [torch.zeros_like(x_query)] * y.shape[2]
+    return y.detach(), torch.stack(rows, dim=2)
+
+
+def _row(total: Tensor, x_query: Tensor) -> Tensor:
+    (gradient,) = torch.autograd.grad(total, x_query, retain_graph=True, allow_unused=True)
+    return torch.zeros_like(x_query) if gradient is None else gradient
+
+
+@dataclass(frozen=True)
+class ParameterMatch:
+    """A one-head layer beside the one-step construction, both flat directions removed.
+
+    w_q, d, c         the layer's weights rescaled so that w_q[0, 1] = d[2] = 1; only w_q * d * c is identified
+    off_construction  largest entry that the construction has at 0, over the largest entry of its matrix
+    rate              mean diagonal of c: the learning rate per summed example
+    rate_spread       largest deviation of the diagonal from it, over it
+    decay_gap         largest 1 - Lambda
+    """
+
+    w_q: Tensor
+    d: Tensor
+    c: Tensor
+    off_construction: float
+    rate: float
+    rate_spread: float
+    decay_gap: float
+
+
+@torch.no_grad()
+def parameter_match(layer: GDSSM, d_x: int | None = None, d_y: int | None = None) -> ParameterMatch:
+    """Match a trained layer (window 3, stride 2, one head) with w_q = e1 e2^T, d = e3, c = rate I, Lambda = 1.
+
+    Two directions do not change what the layer computes and are removed first: the scale shared between w_q, d and c,
+    and e1 e1^T - e3 e3^T in w_q, which telescopes over overlapping windows to its two ends (exactly so for Lambda = 1,
+    where it leaves a term that no trained layer uses). d_x, d_y: only these rows and columns of c are compared.
+    ValueError for a layer of another form, or one in which w_q[0, 1] or d[2] is 0.
+    """
+    if (layer.n_heads, layer.window, layer.stride) != (1, 3, 2):
+        raise ValueError(
+            f"layer must have one head, window 3 and stride 2, got {layer.n_heads}, {layer.window} and {layer.stride}"
+        )
+    w_q, d, c = layer.w_q[0].double().clone(), layer.d[0].double(), layer.c[0].double()
+    if float(w_q[0, 1]) == 0 or float(d[2]) == 0:
+        raise ValueError(f"layer has w_q[0, 1] = {float(w_q[0, 1])} and d[2] = {float(d[2])}; both must differ from 0")
+    telescoping = (w_q[0, 0] - w_q[2, 2]) / 2
+    w_q[0, 0] -= telescoping
+    w_q[2, 2] += telescoping
+    c = (c * w_q[0, 1] * d[2])[:d_y, :d_x]
+    w_q, d = w_q / w_q[0, 1], d / d[2]
+    diagonal = c.diagonal()
+    off = [
+        (w_q - _at(w_q, 0, 1)).abs().max() / w_q.abs().max(),
+        d[:2].abs().max() / d.abs().max(),
+        (c - _diagonal_like(c)).abs().max() / c.abs().max(),
+    ]
+    rate = diagonal.mean()
+    return ParameterMatch(
+        w_q=w_q,
+        d=d,
+        c=c,
+        off_construction=float(torch.stack(off).max()),
+        rate=float(rate),
+        rate_spread=float((diagonal - rate).abs().max() / rate.abs()),
+        decay_gap=float((1 - layer.decay_matrix).max()),
+    )
+
+
+def _at(w_q: Tensor, i: int, j: int) -> Tensor:
+    only = torch.zeros_like(w_q)
+    only[i, j] = w_q[i, j]
+    return only
+
+
+def _diagonal_like(c: Tensor) -> Tensor:
+    only = torch.zeros_like(c)
+    only.diagonal().copy_(c.diagonal())
+    return only

@@ -1,0 +1,35 @@
+"""Progress of long work: a bar with rate and remaining time on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from collections.abc import Iterator
+
+
+def track(total: int, label: str, *, unit: str = "step", every: float = 10.0) -> Iterator[int]:
+    """0 .. total-1, shown on standard error; plain lines come every `every` seconds and at the end."""
+    if total > 0 and sys.stderr.isatty():
+        yield from _bar(total, label, unit)
+        return
+    start = shown = time.monotonic()
+    for i in range(total):
+        yield i
+        now = time.monotonic()
+        if now - shown >= every:
+            shown = now
+            rate = (i + 1) / (now - start)
+            left = (total - i - 1) / rate
+            print(f"{label}: {i + 1}/{total} {unit}s, {rate:.0f} per second, {left:.0f} s left", file=sys.stderr, flush=True)
+    print(f"{label}: {total} {unit}s in {time.monotonic() - start:.1f} s", file=sys.stderr, flush=True)
+
+
+def _bar(total: int, label: str, unit: str) -> Iterator[int]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
+    start = time.monotonic()
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(label, total=total, rate="")
+        for i in range(total):
+            yield i
+            bar.update(task, advance=1, rate=f"{(i + 1) / (time.monotonic() - start):.0f} {unit}s/s")
