@@ -8,7 +8,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gdssm import Context, FeatureModel, RandomFourierFeatures, TwoStepBlock, as_predictor, construct, learners
+from gdssm import (
+    ConjugateGradientReadout,
+    ConstructedTokenLayer,
+    Context,
+    FeatureModel,
+    IteratedReadout,
+    MinibatchReadout,
+    NewtonReadout,
+    RandomFourierFeatures,
+    TwoStepBlock,
+    as_predictor,
+    construct,
+    learners,
+)
 from gdssm.tokens import constructed, interleave
 from plain import ratio
 
@@ -236,6 +249,88 @@ def test_the_running_mean_is_right_for_every_length(steps):
         assert error <= 1e-11 if n == 10 else error > 0.1
 
 
+EVERY_WINDOW = {
+    "one step": (construct.gradient_descent, learners.gradient_descent, {"lr": 0.3, "n_context": None, "w0": normal(2, 3)}),
+    "four steps": (
+        construct.gradient_descent,
+        learners.gradient_descent,
+        {"lr": 0.3, "n_context": None, "steps": 4, "momentum": 0.5, "weight_decay": 0.1, "forgetting": 0.8, "w0": normal(2, 3)},
+    ),
+    "polynomial": (construct.polynomial, learners.polynomial, {"rates": [0.1, 0.02, 0.05]}),
+    "conjugate gradient": (construct.ridge, learners.conjugate_gradient, {"alpha": 0.5, "steps": 3}),
+    "newton": (construct.newton, learners.newton, {"alpha": 0.5, "steps": 7}),
+}
+
+
+@pytest.mark.parametrize("name", EVERY_WINDOW)
+def test_every_window_predicts_from_the_examples_so_far(name):
+    """Output k is the learner's on the first k + 1 examples, at the input that follows; also past a state and with lengths."""
+    make, learner, options = EVERY_WINDOW[name]
+    layer = make(3, 2, dtype=DOUBLE, **options).layer
+    context = problem(3, 2, 6, queries=1)
+    tokens = interleave(context.x, context.y, context.x_query)
+    given = {name: value for name, value in options.items() if name != "n_context"}
+    following = torch.cat([context.x[:, 1:], context.x_query], dim=1)
+    wanted = torch.stack([learner(context.x[:, :k], context.y[:, :k], following[:, k - 1], **given) for k in range(1, 7)], dim=1)
+    first, state = layer(tokens[:, :6])
+    assert ratio(torch.cat([first, layer(tokens[:, 6:], state)[0]], dim=1)[..., :2], wanted) <= 1e-11
+    assert ratio(layer.last(tokens[:, 6:], state)[:, :2], wanted[:, -1]) <= 1e-11
+    lengths = torch.tensor([5, 11])
+    ends = torch.stack([wanted[0, 1], wanted[1, 4]])
+    padded = tokens.masked_fill((torch.arange(13) >= lengths[:, None])[..., None], math.nan)
+    assert ratio(layer.last(padded, lengths=lengths)[:, :2], ends) <= 1e-11
+    out = layer(padded, None, lengths)[0][..., :2]
+    assert ratio(torch.stack([out[0, 1], out[1, 4]]), ends) <= 1e-11
+
+
+def test_the_constructed_layer_goes_on_from_its_state():
+    """z_k = Lambda z_{k-1} + x_k y_k and rate z_k . x_{k+1}, at every token, whole and in pieces."""
+    for decay in (1.0, 0.7):
+        layer = ConstructedTokenLayer(3, rate=0.4, decay=decay, dtype=DOUBLE)
+        tokens = normal(2, 8, 6)
+        out, state = layer(tokens)
+        pieces, z = [], None
+        for piece in tokens.split([3, 0, 1, 4], dim=1):
+            part, z = layer(piece, z)
+            pieces.append(part)
+        for b in range(2):
+            z_b, wanted = np.zeros(3), []
+            for token in tokens[b].numpy():
+                z_b = decay * z_b + token[:3]
+                wanted.append([0.4 * z_b @ token[3:]])
+            assert ratio(out[b], wanted) <= 1e-12
+            assert ratio(torch.cat(pieces, dim=1)[b], wanted) <= 1e-12
+            assert ratio(state[b], z_b) <= 1e-12
+            assert ratio(z[b], z_b) <= 1e-12
+    with pytest.raises(ValueError, match=r"tokens must be \(B, K, 6\) in the constructed layout, got shape \(2, 8, 5\)"):
+        layer(normal(2, 8, 5))
+    with pytest.raises(ValueError, match=r"decay must lie in \(0, 1\], got 0"):
+        ConstructedTokenLayer(3, decay=0)
+
+
+@pytest.mark.parametrize("kind", [IteratedReadout, ConjugateGradientReadout, NewtonReadout, MinibatchReadout])
+def test_readouts_name_what_is_wrong(kind):
+    name = "batch" if kind is MinibatchReadout else "k"
+    for wrong in (0, True, 1.5):
+        with pytest.raises(ValueError, match=f"{name} must be an integer >= 1, got {wrong}"):
+            kind(wrong)
+    layer = kind(2)
+    with pytest.raises(ValueError, match=r"tokens must be \(B, T, D\), got shape \(5, 3\)"):
+        layer.last(torch.ones(5, 3))
+    with pytest.raises(TypeError, match=r"tokens must be a floating-point tensor, got torch\.int64"):
+        layer.last(torch.ones(1, 5, 3, dtype=torch.int64))
+    with pytest.raises(ValueError, match="no window of 3 tokens ends in sequence 0"):
+        layer.last(torch.ones(1, 2, 3))
+    if kind is IteratedReadout or kind is MinibatchReadout:
+        with pytest.raises(ValueError, match="d_model must be an integer >= 1, got None"):
+            kind(2, skip=True)
+    if kind is not MinibatchReadout:
+        with pytest.raises(ValueError, match="decay is 'row'; allowed: head, none"):
+            kind(2, decay="row")
+        with pytest.raises(ValueError, match="window must be an integer >= 1, got 0"):
+            kind(2, window=0)
+
+
 def test_two_steps_are_the_papers_block_of_three_recurrences():
     """W_2 = 2 c A - c^2 A B = P_1 + P_1 P_2 + P_3 with P_1 = P_3 = c A and P_2 = -c B."""
     c, context = 0.05, problem(4, 4, 7, queries=1)
@@ -248,6 +343,22 @@ def test_two_steps_are_the_papers_block_of_three_recurrences():
         block = TwoStepBlock(4, decay=decay, dtype=DOUBLE).load_arrays(**gates, **signs, **decays, D3=[0, 0, 1])
         assert ratio(block.last(interleave(context.x, context.y, context.x_query)), wanted) <= 1e-13
         assert ratio(as_predictor(block)(context)[:, 0], wanted) <= 1e-13
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        construct.ridge(3, 2, alpha=1.0, steps=6, dtype=DOUBLE),
+        construct.newton(3, 2, alpha=1.0, steps=20, dtype=DOUBLE),
+        construct.gradient_descent(3, 2, lr=0.75, steps=200, n_context=3, weight_decay=1 / 3, dtype=DOUBLE),
+    ],
+)
+def test_the_sensitivity_is_the_weights(model):
+    """x = I: all of these are ridge with alpha = 1 exactly, whose Jacobian in the query is y^T / 2; CG has no residual left."""
+    y = normal(1, 3, 2)
+    context = torch.eye(3, dtype=DOUBLE)[None]
+    jacobian = torch.autograd.functional.jacobian(lambda q: model(interleave(context, y, q))[0], normal(1, 3, seed=1))
+    assert ratio(jacobian[:, 0], y[0].T / 2) <= 1e-12
 
 
 @pytest.mark.parametrize("steps", range(1, 11))

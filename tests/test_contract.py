@@ -5,6 +5,7 @@ import torch
 
 from contract import SequenceLayerContract
 from gdssm import GDSSM, ConjugateGradientReadout, GDSSMStack, IteratedReadout, NewtonReadout, TwoStepBlock
+from plain import ratio
 
 DOUBLE = torch.float64
 
@@ -135,3 +136,13 @@ def test_a_stack_names_what_is_wrong():
     stack = GDSSMStack(3, 2)
     with pytest.raises(ValueError, match="state has 1 layers, this stack has 2"):
         stack(torch.ones(1, 4, 3), stack.init_state(1)[:1])
+
+
+@pytest.mark.parametrize("case", [TestFull, TestNone, TestEverythingOn, TestTwoStepBlock, TestIterated, TestConjugateGradient])
+def test_autocast_does_not_lower_the_state(case):
+    """Z is a sum over the stream: bfloat16 products in it would keep three digits."""
+    layer, tokens = case().layer().float(), case().tokens(length=301).float()
+    _, wanted = layer(tokens)
+    with torch.autocast("cpu", torch.bfloat16):
+        _, state = layer(tokens)
+    assert ratio(state.z, wanted.z) <= 1e-6

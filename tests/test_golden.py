@@ -63,7 +63,7 @@ def test_two_step_last_output(name, backend):
 
 @pytest.mark.parametrize("name", BLOCKS)
 def test_two_step_outputs_do_not_see_the_future(name):
-    """Each output equals the published last output of the sequence cut there; the published earlier ones do not."""
+    """Later tokens change no earlier output; the published block's earlier outputs, which use the last P_1, are others."""
     saved = record(name)
     block, tokens = published_block(saved), torch.from_numpy(saved["tokens"])
     outputs = block(tokens)[0]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.func import functional_call
 
-from gdssm import GDSSM, ops
+from gdssm import GDSSM, InContextModel, ops
 from plain import ratio
 
 DECAYS = ("none", "head", "row", "full")
@@ -151,6 +151,8 @@ def test_stacked_parameters_are_separate_layers(decay):
         for name, _ in layers[0].named_parameters()
     }
     out = layers[0].last_stacked(stacked, tokens)
+    named = {f"layer.{name}": value for name, value in stacked.items()}
+    assert torch.equal(InContextModel(layers[0], 3, 2).last_stacked(named, tokens), out[..., :2])
     weight = stream(3, 4)
     gradients = dict(zip(stacked, torch.autograd.grad((out * weight).sum(), list(stacked.values())), strict=True))
     for s, layer in enumerate(layers):

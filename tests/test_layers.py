@@ -67,6 +67,56 @@ def test_the_layer_is_its_equations(decay, stride, options):
         assert ratio(state.z[b], z) <= 1e-12
 
 
+@pytest.mark.parametrize("decay", DECAYS)
+def test_the_two_step_block_is_its_equations(decay):
+    """y_k = P_1 q + P_1 P_2 q + P_3 q with P_i = C_i Z_i^T, at every window."""
+    block = random_block(decay)
+    tokens = normal(2, 11, 3)
+    out, state = block(tokens)
+    w_q, d, c = (p.detach().numpy() for p in (block.w_q, block.d, block.c))
+    lam = block.decay.matrix(block.c).detach().numpy()
+    for b in range(2):
+        z, wanted = np.zeros((3, 3, 3)), []
+        for start in range(0, 9, 2):
+            s = tokens[b, start : start + 3].numpy()
+            for i in range(3):
+                z[i] = lam[i] * z[i] + s.T @ w_q[i] @ s
+            p1, p2, p3 = (c[i] @ z[i].T for i in range(3))
+            q = s.T @ d
+            wanted.append(p1 @ q + p1 @ p2 @ q + p3 @ q)
+        assert ratio(out[b], np.stack(wanted)) <= 1e-12
+        assert ratio(state.z[b], z) <= 1e-12
+
+
+def random_block(decay):
+    block = TwoStepBlock(3, decay=decay, dtype=torch.float64)
+    with torch.no_grad():
+        for i, (name, p) in enumerate(block.named_parameters()):
+            p.copy_(normal(*p.shape, seed=40 + i) - (1.0 if name == "decay.log_rate" else 0.0))
+    return block
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"wq4": np.eye(3)}, "arrays: wq4 missing or unknown; wanted: wq1, wq2, wq3, lam1"),
+        ({"C2": None}, "arrays: C2 missing or unknown"),
+        ({"D3": np.ones(2)}, r"D3 has shape \(2,\), this layer needs \(3,\)"),
+        ({"C3": np.ones((2, 2))}, r"C3 has shape \(2, 2\), this layer needs \(1, 3, 3\)"),
+        ({"lam2": np.full((3, 3), 1.5)}, r"lam1..3 must lie in \(0, 1\], got values from .* to 1\.5"),
+        ({"wq1": np.full((3, 3), math.nan)}, "wq1 has values that are not finite"),
+    ],
+)
+def test_wrong_arrays_of_the_block_are_named_and_nothing_is_written(changes, message):
+    block = random_block("full")
+    before = weights_of(block)
+    arrays = {f"{name}{i}": 0.5 * np.ones((3, 3)) for name in ("wq", "lam", "C") for i in (1, 2, 3)} | {"D3": np.ones(3)}
+    arrays = {name: value for name, value in {**arrays, **changes}.items() if value is not None}
+    with pytest.raises(ValueError, match=message):
+        block.load_arrays(**arrays)
+    assert all(torch.equal(value, before[name]) for name, value in weights_of(block).items())
+
+
 def weights_of(layer):
     return {name: p.detach().clone() for name, p in layer.named_parameters()}
 

@@ -39,13 +39,17 @@ def alignment(predictor: Predictor, reference: Predictor, context: Context) -> A
     """
     if context.y_query is None:
         raise ValueError("context has no y_query, so there is no loss to compare")
-    y, jacobian = sensitivity(predictor, context)
-    y_ref, jacobian_ref = sensitivity(reference, context)
-    loss, loss_ref = squared_loss(y, context.y_query), squared_loss(y_ref, context.y_query)
+    return compare(sensitivity(predictor, context), sensitivity(reference, context), context.y_query)
+
+
+def compare(found: tuple[Tensor, Tensor], wanted: tuple[Tensor, Tensor], y_query: Tensor) -> Alignment:
+    """Alignment of two results of `sensitivity` on the same context, with targets y_query (B, M, d_y)."""
+    (y, jacobian), (y_ref, jacobian_ref) = found, wanted
+    loss, loss_ref = squared_loss(y, y_query), squared_loss(y_ref, y_query)
     flat, flat_ref = jacobian.flatten(2), jacobian_ref.flatten(2)
     return Alignment(
         prediction_difference=float((y - y_ref).norm(dim=-1).mean()),
-        sensitivity_cosine=float(torch.nn.functional.cosine_similarity(flat, flat_ref, dim=-1).mean()),
+        sensitivity_cosine=float(torch.nn.functional.cosine_similarity(flat, flat_ref, dim=-1).double().mean()),
         sensitivity_difference=float((flat - flat_ref).norm(dim=-1).mean()),
         loss_ratio=loss / loss_ref,
         loss=loss,
@@ -80,6 +84,16 @@ def _row(total: Tensor, x_query: Tensor) -> Tensor:
     return torch.zeros_like(x_query) if gradient is None else gradient
 
 
+def wilson_interval(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's score interval for a rate; z = 1.96 gives 95 %. ValueError unless 0 <= successes <= trials, trials >= 1."""
+    if trials < 1 or not 0 <= successes <= trials:
+        raise ValueError(f"successes must lie in 0..trials with trials >= 1, got {successes} of {trials}")
+    rate, extra = successes / trials, z * z / trials
+    centre = (rate + extra / 2) / (1 + extra)
+    half = z / (1 + extra) * ((rate * (1 - rate) + extra / 4) / trials) ** 0.5
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
 @dataclass(frozen=True)
 class ParameterMatch:
     """A one-head layer beside the one-step construction, both flat directions removed.
@@ -104,15 +118,13 @@ class ParameterMatch:
 def parameter_match(layer: GDSSM, d_x: int | None = None, d_y: int | None = None) -> ParameterMatch:
     """Match a trained layer (window 3, stride 2, one head) with w_q = e1 e2^T, d = e3, c = rate I, Lambda = 1.
 
-    Two directions do not change what the layer computes and are removed first: the scale shared between w_q, d and c,
-    and e1 e1^T - e3 e3^T in w_q, which telescopes over overlapping windows to its two ends (exactly so for Lambda = 1,
-    where it leaves a term that no trained layer uses). d_x, d_y: only these rows and columns of c are compared.
+    Two directions are removed first: the scale shared between w_q, d and c, which changes nothing, and e1 e1^T - e3 e3^T
+    in w_q, which is nearly flat: with Lambda = 1 it telescopes over the overlapping windows to x_1 x_1^T - x_q x_q^T,
+    two examples' worth however long the context. d_x, d_y: only these rows and columns of c are compared.
     ValueError for a layer of another form, or one in which w_q[0, 1] or d[2] is 0.
     """
     if (layer.n_heads, layer.window, layer.stride) != (1, 3, 2):
-        raise ValueError(
-            f"layer must have one head, window 3 and stride 2, got {layer.n_heads}, {layer.window} and {layer.stride}"
-        )
+        raise ValueError(f"layer must have one head, window 3 and stride 2, got {layer.n_heads}, {layer.window} and {layer.stride}")
     w_q, d, c = layer.w_q[0].double().clone(), layer.d[0].double(), layer.c[0].double()
     if float(w_q[0, 1]) == 0 or float(d[2]) == 0:
         raise ValueError(f"layer has w_q[0, 1] = {float(w_q[0, 1])} and d[2] = {float(d[2])}; both must differ from 0")

@@ -12,7 +12,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 
-class ConfigError(ValueError):
+class UserError(ValueError):
+    """Input that cannot be used; the message is one line for a person. The command line prints it and exits with 2."""
+
+
+class ConfigError(UserError):
     """A configuration that cannot be used; the message names the field, the value and what is allowed."""
 
 

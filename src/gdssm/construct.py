@@ -173,7 +173,7 @@ def chebyshev(
     with torch.no_grad():
         layer.rates.copy_(torch.tensor(rates, dtype=torch.float64) / (1 if n_context is None else n_context))
         if layer.momenta is not None:
-            layer.momenta.copy_(torch.tensor(momenta, dtype=torch.float64))
+            layer.momenta.copy_(torch.tensor(momenta[1:], dtype=torch.float64))
         if layer.skip is not None and start is not None:
             layer.skip.copy_(start)
     return InContextModel(layer, d_x, d_y)
@@ -191,8 +191,9 @@ def ridge(
 ) -> InContextModel:
     """Ridge regression, sum |W x - y|^2 + alpha |W|^2, by `steps` conjugate gradient iterations at the readout.
 
-    Exact in d_x steps in exact arithmetic; in float64 to 1e-10 only for condition numbers of B + alpha I up to about
-    10, at 1e3 take 2 d_x. ValueError unless alpha > 0, or alpha = 0 with n_context >= d_x.
+    Exact in d_x steps in exact arithmetic. In float64 rounding slows it where the eigenvalues of B + alpha I spread
+    over decades (docs/constructions.md has numbers): at a condition number of 1e3 take 2 d_x.
+    ValueError unless alpha > 0, or alpha = 0 with n_context >= d_x.
     """
     _check_sizes(d_x, d_y)
     check_number("alpha", alpha, least=0)

@@ -14,7 +14,7 @@ class Ensemble:
     """S copies of a module with the same shapes.
 
     flat, gradients   (S, P) matrices: first the decays' parameters (named log_rate), then all others; a group that
-                      the module does not have is left out. Gradients are there after a backward pass
+                      the module does not have is left out
     parameters        name -> (S, ...) tensors that share flat's memory
 
     A module with `last_stacked(parameters, tokens)` computes all copies at once; others run under torch.func.vmap.
@@ -32,6 +32,7 @@ class Ensemble:
         self.gradients: list[Tensor] = []
         self.parameters: dict[str, Tensor] = {}
         self.is_decay: list[bool] = []
+        self.names: list[list[str]] = []
         for decays in (True, False):
             names = [name for name in shapes if name.endswith("log_rate") == decays]
             if names:
@@ -40,17 +41,15 @@ class Ensemble:
 
     def _add_group(self, copies: list[dict[str, nn.Parameter]], names: list[str]) -> None:
         flat = torch.stack([torch.cat([copy[name].detach().flatten() for name in names]) for copy in copies])
-        gradient = torch.zeros_like(flat)
         start = 0
         for name in names:
             shape = copies[0][name].shape
             part = slice(start, start + shape.numel())
-            parameter = flat[:, part].view(-1, *shape).requires_grad_()
-            parameter.grad = gradient[:, part].view(-1, *shape)
-            self.parameters[name] = parameter
+            self.parameters[name] = flat[:, part].view(-1, *shape).requires_grad_()
             start = part.stop
+        self.names.append(names)
         self.flat.append(flat)
-        self.gradients.append(gradient)
+        self.gradients.append(torch.zeros_like(flat))
 
     def __len__(self) -> int:
         return len(self.flat[0])
@@ -61,6 +60,12 @@ class Ensemble:
         if stacked is not None:
             return stacked(self.parameters, tokens)
         return vmap(lambda p: functional_call(self.template, p, (tokens,)))(self.parameters)
+
+    def differentiate(self, loss: Tensor) -> None:
+        """Write the gradient of a scalar into `gradients`."""
+        found = dict(zip(self.parameters, torch.autograd.grad(loss, list(self.parameters.values())), strict=True))
+        for names, gradient in zip(self.names, self.gradients, strict=True):
+            torch.cat([found[name].reshape(len(self), -1) for name in names], dim=1, out=gradient)
 
     @torch.no_grad()
     def load(self, module: nn.Module, copy: int) -> nn.Module:

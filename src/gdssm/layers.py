@@ -145,6 +145,7 @@ class GDSSM(nn.Module):
         )
         return State(zero.z, zero.tail[:, :, 0], zero.seen, self)
 
+    @ops.full_precision
     def forward(self, tokens: Tensor, state: State | None = None, lengths: Tensor | None = None) -> tuple[Tensor, State]:
         """tokens (B, T, D) -> outputs (B, K, D) of every window that ends in them, and the state after them."""
         self._check(tokens, state)
@@ -168,6 +169,7 @@ class GDSSM(nn.Module):
         out = self._read_out(dict(self.named_parameters()), z_q, q, windows.counts()[..., None]).squeeze(2)
         return out.to(tokens.dtype), State(after.z, after.tail[:, :, 0], after.seen, self)
 
+    @ops.full_precision
     def last(self, tokens: Tensor, state: State | None = None, lengths: Tensor | None = None) -> Tensor:
         """Each sequence's last output only, (B, D): the cheap path, without outputs or state of other windows.
 
@@ -176,11 +178,13 @@ class GDSSM(nn.Module):
         self._check(tokens, state)
         return self._last(dict(self.named_parameters()), tokens, state, lengths).squeeze(1)
 
+    @ops.full_precision
     def last_stacked(self, parameters: Mapping[str, Tensor], tokens: Tensor) -> Tensor:
         """`last` of S copies of this layer at once: parameters (S, ...) under this layer's names -> (S, B, D)."""
         self._check(tokens, None)
         return self._last({name: p.flatten(0, 1) for name, p in parameters.items()}, tokens, None, None).transpose(0, 1)
 
+    @ops.full_precision
     def answer(self, state: State, queries: Tensor) -> Tensor:
         """What `last` would return if each query were the next token: queries (B, M, D) -> (B, M, D).
 
@@ -203,6 +207,11 @@ class GDSSM(nn.Module):
     def _last(self, p: Mapping[str, Tensor], tokens: Tensor, state: State | None, lengths: Tensor | None) -> Tensor:
         """Parameters with S * H heads -> (B, S, D): heads are summed in groups of H."""
         rate = p.get("decay.log_rate")
+        plain = {"w_q", "d", "c", "decay.log_rate"}.issuperset(p) and self.decay.structure != "row"
+        if plain and state is None and lengths is None:
+            return (
+                ops.last_output(tokens, p["d"], p["w_q"], rate, p["c"], self.n_heads, self.stride).transpose(0, 1).to(tokens.dtype)
+            )
         z_q, q, windows = ops.last_window(
             tokens,
             p["w_q"],

@@ -1,8 +1,9 @@
 """Explicit learners: what constructions and trained networks are compared with.
 
 Each is a plain program on the examples, (x (B, N, d_x), y (B, N, d_y), x_query) -> prediction, with x_query (B, d_x)
-giving (B, d_y) and (B, M, d_x) giving (B, M, d_y). They hold the weights W (B, d_y, d_x) explicitly and share no code
-with gdssm.construct. All are differentiable in x_query and run in the dtype given.
+giving (B, d_y) and (B, M, d_x) giving (B, M, d_y). `forgetting` weighs example i by forgetting^(N-i). They hold the
+weights W (B, d_y, d_x) explicitly and share no code with gdssm.construct. All are differentiable in x_query and run
+in the dtype given.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .tasks.context import Context, Predictor
+from .tasks.context import Predictor
 
 
 def predictor(learner: Callable[..., Tensor], **options: Any) -> Predictor:
@@ -63,8 +64,11 @@ def gradient_descent(
     return _apply(w, x_query)
 
 
-def polynomial(x: Tensor, y: Tensor, x_query: Tensor, *, rates: Sequence[float], w0: Tensor | None = None) -> Tensor:
+def polynomial(
+    x: Tensor, y: Tensor, x_query: Tensor, *, rates: Sequence[float], w0: Tensor | None = None, forgetting: float = 1.0
+) -> Tensor:
     """Gradient descent on the summed loss with its own rate in each step: W <- W - c_t sum_i (W x_i - y_i) x_i^T."""
+    x, y = _weighted(x, y, forgetting)
     w = _start(x, y, w0)
     for rate in rates:
         w = w - rate * torch.einsum("bni,bnj->bij", _apply(w, x) - y, x)
@@ -105,9 +109,10 @@ def least_squares(x: Tensor, y: Tensor, x_query: Tensor) -> Tensor:
     return _apply((torch.linalg.pinv(x) @ y).transpose(1, 2), x_query)
 
 
-def ridge(x: Tensor, y: Tensor, x_query: Tensor, *, alpha: float) -> Tensor:
+def ridge(x: Tensor, y: Tensor, x_query: Tensor, *, alpha: float, forgetting: float = 1.0) -> Tensor:
     """The W that minimises sum |W x - y|^2 + alpha |W|^2. ValueError where alpha < 0, or alpha = 0 with N < d_x."""
     _check_alpha(x, alpha)
+    x, y = _weighted(x, y, forgetting)
     w = torch.linalg.solve(_gram(x, alpha), x.transpose(1, 2) @ y).transpose(1, 2)
     return _apply(w, x_query)
 
@@ -122,21 +127,26 @@ def bayes(x: Tensor, y: Tensor, x_query: Tensor, *, noise_var: float, weight_var
     return least_squares(x, y, x_query) if noise_var == 0 else ridge(x, y, x_query, alpha=noise_var / weight_var)
 
 
-def newton(x: Tensor, y: Tensor, x_query: Tensor, *, steps: int, alpha: float = 0.0) -> Tensor:
+def newton(x: Tensor, y: Tensor, x_query: Tensor, *, steps: int, alpha: float = 0.0, forgetting: float = 1.0) -> Tensor:
     """Newton-Schulz iteration for the inverse of G = sum x x^T + alpha I: X <- X (2 I - G X), X_0 = G^T / (|G|_1 |G|_inf)."""
+    x, y = _weighted(x, y, forgetting)
     g = _gram(x, alpha)
     inverse = g.mT / (g.abs().sum(1).amax(1) * g.abs().sum(2).amax(1))[:, None, None]
+    eye = torch.eye(g.shape[1], dtype=g.dtype, device=g.device)
     for _ in range(steps):
-        inverse = inverse @ (2 * torch.eye(g.shape[1], dtype=g.dtype, device=g.device) - g @ inverse)
+        new = inverse @ (2 * eye - g @ inverse)
+        settled = (new - inverse).norm(dim=(1, 2)) <= 4 * g.shape[1] * torch.finfo(g.dtype).eps * inverse.norm(dim=(1, 2))
+        inverse = torch.where(settled[:, None, None], inverse, new)  # stepping on would double the rounding of a singular G
     return _apply(y.mT @ x @ inverse, x_query)
 
 
-def conjugate_gradient(x: Tensor, y: Tensor, x_query: Tensor, *, alpha: float, steps: int) -> Tensor:
+def conjugate_gradient(x: Tensor, y: Tensor, x_query: Tensor, *, alpha: float, steps: int, forgetting: float = 1.0) -> Tensor:
     """(sum y x^T) v with v the CG iterate for (sum x x^T + alpha I) v = x_query from v = 0 (Hestenes and Stiefel, 1952).
 
     The system is solved for each query; CG on W is another algorithm. ValueError as for ridge.
     """
     _check_alpha(x, alpha)
+    x, y = _weighted(x, y, forgetting)
     single = x_query.ndim == 2
     queries = x_query[:, None] if single else x_query
     rows = []
@@ -155,6 +165,15 @@ def conjugate_gradient(x: Tensor, y: Tensor, x_query: Tensor, *, alpha: float, s
         rows.append(v)
     out = _apply(y.mT @ x, torch.stack(rows, dim=1))
     return out[:, 0] if single else out
+
+
+def _weighted(x: Tensor, y: Tensor, forgetting: float) -> tuple[Tensor, Tensor]:
+    """Examples scaled so that example i weighs forgetting^(N-i) in every sum of squares."""
+    if forgetting == 1:
+        return x, y
+    age = torch.arange(x.shape[1] - 1, -1, -1, dtype=x.dtype, device=x.device)
+    root = forgetting ** (age / 2)
+    return x * root[:, None], y * root[:, None]
 
 
 def _start(x: Tensor, y: Tensor, w0: Tensor | None) -> Tensor:

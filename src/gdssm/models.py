@@ -111,9 +111,11 @@ class ConstructedTokenLayer(nn.Module):
 
         z_k = Lambda * z_{k-1} + [x_k y_k]        prediction_k = rate z_k . x_{k+1}
 
-    tokens (B, K, 2 d_x), state z (B, d_x) -> outputs (B, K, 1), z. Scalar targets only; no input gate, because
-    the products are in the tokens. decay in (0, 1] is fixed; rate is learned.
+    tokens (B, K, 2 d_x), state z (B, d_x) in float64 -> outputs (B, K, 1), z. Scalar targets only; no input gate,
+    because the products are in the tokens. decay in (0, 1] is fixed; rate is learned.
     """
+
+    _CHUNK = 64
 
     def __init__(self, d_x: int, *, rate: float = 1.0, decay: float = 1.0, dtype: torch.dtype | None = None) -> None:
         super().__init__()
@@ -127,16 +129,18 @@ class ConstructedTokenLayer(nn.Module):
         if tokens.ndim != 3 or tokens.shape[2] != 2 * self.d_x:
             raise ValueError(f"tokens must be (B, K, {2 * self.d_x}) in the constructed layout, got shape {tuple(tokens.shape)}")
         gained, query = tokens.split(self.d_x, dim=2)
-        z = tokens.new_zeros(tokens.shape[0], self.d_x) if state is None else state
-        if self.decay == 1:
-            states = z[:, None] + gained.cumsum(1)
-        else:
-            steps = []
-            for k in range(tokens.shape[1]):
-                steps.append(self.decay * (steps[-1] if steps else z) + gained[:, k])
-            states = torch.stack(steps, dim=1) if steps else gained
-        out = self.rate * (states * query).sum(-1, keepdim=True)
-        return out, states[:, -1] if tokens.shape[1] else z
+        dtype = ops.carry_dtype(tokens.device)
+        z = tokens.new_zeros(tokens.shape[0], self.d_x, dtype=dtype) if state is None else state.to(dtype)
+        pieces = []
+        for start in range(0, tokens.shape[1], self._CHUNK):
+            new = gained[:, start : start + self._CHUNK].to(dtype)
+            k = torch.arange(new.shape[1], dtype=dtype, device=tokens.device)
+            power = torch.where(k[:, None] >= k, self.decay ** (k[:, None] - k).clamp(min=0), 0)  # (k, m), k >= m
+            states = power @ new + self.decay ** (k[:, None] + 1) * z[:, None]
+            pieces.append((states * query[:, start : start + self._CHUNK].to(dtype)).sum(-1, keepdim=True))
+            z = states[:, -1]
+        out = torch.cat(pieces, dim=1) if pieces else tokens.new_zeros(tokens.shape[0], 0, 1)
+        return (self.rate.to(dtype) * out).to(tokens.dtype), z
 
     def last(self, tokens: Tensor) -> Tensor:
         """The last token's prediction, (B, 1)."""
@@ -207,6 +211,7 @@ class TwoStepBlock(nn.Module):
         check_size("batch_size", batch_size)
         return ops.zero_state(batch_size, 3, self.window, self.d_model, dtype=dtype or self.w_q.dtype, device=self.w_q.device)
 
+    @ops.full_precision
     def forward(self, tokens: Tensor, state: ScanState | None = None, lengths: Tensor | None = None) -> tuple[Tensor, ScanState]:
         if tokens.ndim != 3 or tokens.shape[2] != self.d_model:
             raise ValueError(f"tokens must be (B, T, {self.d_model}), got shape {tuple(tokens.shape)}")

@@ -84,10 +84,12 @@ class PairReadout(nn.Module):
         check_size("d_model", d_model)
         return ops.zero_state(batch_size, 2, self.window, d_model, dtype=dtype or self.w_q.dtype, device=self.w_q.device)
 
+    @ops.full_precision
     def absorb(self, tokens: Tensor, state: ScanState | None = None, lengths: Tensor | None = None) -> ScanState:
         """Read tokens into the state without answering anything."""
         return self._absorb(tokens, state, lengths)[1]
 
+    @ops.full_precision
     def forward(self, tokens: Tensor, state: ScanState | None = None, lengths: Tensor | None = None) -> tuple[Tensor, ScanState]:
         """Outputs (B, K, D) of every window that ends in the tokens, and the state after them.
 
@@ -116,6 +118,7 @@ class PairReadout(nn.Module):
         out = self._predict(product, q, windows.counts()[..., None])
         return out.to(tokens.dtype), after
 
+    @ops.full_precision
     def last(self, tokens: Tensor, state: ScanState | None = None, lengths: Tensor | None = None) -> Tensor:
         """Each sequence's last output only, (B, D). ValueError where no window ends in a sequence's tokens."""
         windows, after = self._absorb(tokens, state, lengths)
@@ -127,6 +130,7 @@ class PairReadout(nn.Module):
         out = self._predict(lambda head, v: torch.matmul(v, z[:, head]), q, count.to(q.device)[:, None, None])
         return out[:, 0].to(tokens.dtype)
 
+    @ops.full_precision
     def answer(self, state: ScanState, queries: Tensor) -> Tensor:
         """What `last` would return if each query were the next token: queries (B, M, D) -> (B, M, D).
 
@@ -186,7 +190,7 @@ class IteratedReadout(PairReadout):
     k = 2 is the paper's block of three recurrences, W_2 = Z_1 + Z_1 Z_2 + Z_3 (arXiv 2410.11687).
 
     k          steps >= 1
-    momentum   learn m and l too (start at 0)
+    momentum   learn m and l too (start at 0), k - 1 each: the first step has none
     others     see PairReadout
     """
 
@@ -206,8 +210,8 @@ class IteratedReadout(PairReadout):
         check_size("k", k)
         super().__init__(window=window, stride=stride, decay=decay, normalize=normalize, skip=skip, d_model=d_model, dtype=dtype)
         self.rates = nn.Parameter(torch.full((k,), 0.1, dtype=dtype))
-        self.momenta = nn.Parameter(torch.zeros(k, dtype=dtype)) if momentum else None
-        self.lookaheads = nn.Parameter(torch.zeros(k, dtype=dtype)) if momentum else None
+        self.momenta = nn.Parameter(torch.zeros(k - 1, dtype=dtype)) if momentum else None
+        self.lookaheads = nn.Parameter(torch.zeros(k - 1, dtype=dtype)) if momentum else None
 
     def extra_repr(self) -> str:
         return f"k={len(self.rates)}, window={self.window}, stride={self.stride}"
@@ -217,10 +221,10 @@ class IteratedReadout(PairReadout):
         r = rates[0] * q
         step = r
         for t in range(1, len(rates)):
-            point = r if self.lookaheads is None else r + self.lookaheads[t].to(q.dtype) * step
+            point = r if self.lookaheads is None else r + self.lookaheads[t - 1].to(q.dtype) * step
             new = r + rates[t] * (q - apply_b(point) - alpha * point)
             if self.momenta is not None:
-                new = new + self.momenta[t].to(q.dtype) * step
+                new = new + self.momenta[t - 1].to(q.dtype) * step
             r, step = new, new - r
         return r
 
@@ -288,10 +292,13 @@ class NewtonReadout(PairReadout):
     def solve(self, apply_b: Callable[[Tensor], Tensor], q: Tensor) -> Tensor:
         eye = torch.eye(q.shape[-1], dtype=q.dtype, device=q.device)
         g = torch.stack([apply_b(e.expand_as(q)) for e in eye], dim=-1) + self.alpha.to(q.dtype) * eye  # (B, M, D, D)
+        rounding = 4 * q.shape[-1] * torch.finfo(q.dtype).eps  # further steps would double what rounding left
         scale = torch.linalg.matrix_norm(g, 1) * torch.linalg.matrix_norm(g, float("inf"))
         x = g.transpose(-1, -2) / scale.clamp(min=torch.finfo(q.dtype).tiny)[..., None, None]
         for _ in range(self.k):
-            x = 2 * x - x @ g @ x
+            change = x - x @ g @ x
+            moving = torch.linalg.matrix_norm(change) > rounding * torch.linalg.matrix_norm(x)
+            x = x + torch.where(moving[..., None, None], change, 0)
         return (x @ q.unsqueeze(-1)).squeeze(-1)
 
 
@@ -326,31 +333,36 @@ class MinibatchReadout(nn.Module):
         self.rate = nn.Parameter(torch.tensor(0.1, dtype=dtype))
         self.skip = nn.Parameter(torch.zeros(d_model, d_model, dtype=dtype)) if skip and d_model else None
 
+    @ops.full_precision
     def states(self, tokens: Tensor) -> Tensor:
         """A_j^T and B_j^T, each divided by its minibatch's size: (B, J, 2, D, D)."""
         _check_tokens(tokens)
-        return self._states(ops.align(tokens.unsqueeze(2), self.window, self.stride, None, None))
+        return self._states(self._align(tokens))
 
+    @ops.full_precision
     def last(self, tokens: Tensor) -> Tensor:
         """The last window's output, (B, D)."""
         _check_tokens(tokens)
-        windows = ops.align(tokens.unsqueeze(2), self.window, self.stride, None, None)
+        windows = self._align(tokens)
         ops.check_ends(windows)
-        p = torch.einsum("w,bwd->bd", self.d, ops.final_window(windows)[:, :, 0])[:, None]  # (B, 1, D)
+        p = torch.einsum("w,bwd->bd", self.d.to(windows.stream.dtype), ops.final_window(windows)[:, :, 0])[:, None]  # (B, 1, D)
         out = torch.zeros_like(p)
         for z in reversed(self._states(windows).unbind(1)):  # (B, 2, D, D), last minibatch first
             out = out + self.rate * torch.matmul(p, z[:, 0])
             p = p - self.rate * torch.matmul(p, z[:, 1])
         if self.skip is not None:
-            out = out + torch.matmul(p, self.skip.T)
-        return out[:, 0]
+            out = out + torch.matmul(p, self.skip.to(p.dtype).T)
+        return out[:, 0].to(tokens.dtype)
+
+    def _align(self, tokens: Tensor) -> ops.Windows:
+        return ops.align(tokens.to(ops.compute_dtype(tokens, self.w_q)).unsqueeze(2), self.window, self.stride, None, None)
 
     def _states(self, windows: ops.Windows) -> Tensor:
         s = windows.stacked()[:, 0]  # (B, K, W, D)
         n = -(-windows.count // self.batch)
         missing = n * self.batch - windows.count
         s = nn.functional.pad(s, (0, 0, 0, 0, 0, missing)).unflatten(1, (n, self.batch))  # (B, J, b, W, D)
-        keys = torch.einsum("hac,bjmad->bjhmcd", self.w_q, s)
+        keys = torch.einsum("hac,bjmad->bjhmcd", self.w_q.to(s.dtype), s)
         sizes = torch.full((n,), float(self.batch), dtype=s.dtype, device=s.device)
         sizes[-1] -= missing
         return torch.einsum("bjhmcd,bjmce->bjhde", keys, s) / sizes[:, None, None, None]

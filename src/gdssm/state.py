@@ -103,8 +103,9 @@ def _window_product(w_q: Tensor, s: Tensor) -> Tensor:
 
 
 def _check_removable(layer: "GDSSM", what: str) -> None:
-    if not bool((layer.decay_matrix == 1).all()):
-        raise ValueError(f"{what}: Lambda must be 1, its smallest entry is {float(layer.decay_matrix.min()):.6g}")
+    smallest = float(layer.decay_matrix.detach().min())
+    if smallest != 1:
+        raise ValueError(f"{what}: Lambda must be 1, its smallest entry is {smallest:.6g}")
     outside = layer.w_q.detach().clone()
     outside[:, : layer.stride, : layer.stride] = 0
     if bool((outside != 0).any()):

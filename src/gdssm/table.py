@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from .config import near_miss
+from .config import UserError, near_miss
 
 Watch = Callable[[float], None]  # called now and then with the fraction of the file that has been read
 
@@ -25,7 +25,7 @@ _FARTHEST_QUERY = 1e100  # standard deviations: its square, times any number of 
 _MISSING = frozenset({"", "?", "-", ".", "#n/a", "n/a", "na", "nan", "none", "null"})
 
 
-class TableError(ValueError):
+class TableError(UserError):
     """A file that cannot be used as a table; the message is one line that names the file and the line, column or value."""
 
 
@@ -61,7 +61,7 @@ class Moments:
         for j in range(columns):
             delta = other.mean[j] - self.mean[j]
             both.mean[j] = self.mean[j] + delta * share
-            both.squares[j] = self.squares[j] + other.squares[j] + delta * delta * self.count * share
+            both.squares[j] = self.squares[j] + other.squares[j] + self.count * share * delta * delta
             both.low[j] = min(self.low[j], other.low[j])
             both.high[j] = max(self.high[j], other.high[j])
         return both
@@ -140,11 +140,15 @@ def read_table(path: Path, target: str, *, folds: int = 1, seed: int = 0, watch:
         values = _numbers(path, line, names, cells)
         parts[fold].add([values[place] for place in places])
         rows += 1
-    _check_rows(path, rows, folds)
-    if 1 < folds and rows < 2 * folds:
-        return read_table(path, target, folds=rows // 2, seed=seed)
+    if rows < 2:
+        raise TableError(f"{_name(path)} has {'1 row, at least 2 are needed' if rows else 'column names and no rows'}")
     table = Table(path, features, target, places, rows, parts)
     _check_spread(table)
+    if folds > 1 and rows < 2 * folds:
+        if rows < 4:
+            raise TableError(f"{_name(path)} has {rows} rows, cross-validation needs at least 4: two folds of two")
+        return read_table(path, target, folds=rows // 2, seed=seed)
+    _check_folds(table)
     return table
 
 
@@ -226,21 +230,21 @@ def _lines(path: Path, handle: BinaryIO) -> Iterator[str]:
     number = 0
     while line := handle.readline(_LONGEST_LINE + 1):
         number += 1
-        where = f"{_name(path)}, line {number}"
-        if len(line) > _LONGEST_LINE:
-            raise TableError(f"{where} is longer than {_LONGEST_LINE >> 20} MiB: this is no CSV file")
-        if b"\0" in line:
-            raise TableError(f"{where} holds a NUL byte: this is no UTF-8 text")
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
-            raise TableError(f"{where} holds the byte 0x{line[error.start]:02x}, which is not UTF-8 text") from None
+            fault = f"holds the byte 0x{line[error.start]:02x}, which is not UTF-8 text"
+            raise TableError(f"{_name(path)}, line {number} {fault}") from None
+        if b"\0" in line:
+            raise TableError(f"{_name(path)}, line {number} holds a NUL byte: this is no UTF-8 text")
+        if len(line) > _LONGEST_LINE:
+            raise TableError(f"{_name(path)}, line {number} is longer than {_LONGEST_LINE >> 20} MiB: this is no CSV file")
         yield text
 
 
 def _csv_fault(message: str) -> str:
     if "field larger" in message or "unexpected end" in message:
-        return "a quotation mark is opened and not closed"
+        return "inside a quotation mark that is not closed"
     if "new-line character" in message:
         return "lines must end in LF or CRLF, not in CR alone"
     return f"this is not CSV ({message})"
@@ -255,11 +259,13 @@ def _header(path: Path, cells: list[str]) -> list[str]:
                 raise TableError(f"{_name(path)} has one column {_shown(names[0])}: it is separated by {word}, not by commas")
     if all(_is_number(name) for name in names):
         raise TableError(f"{_name(path)}: the first line holds numbers, it must name the columns")
+    seen: set[str] = set()
     for place, name in enumerate(names):
         if not name:
             raise TableError(f"{_name(path)}: column {place + 1} has no name (an index that was written with the table?)")
-        if name in names[:place]:
+        if name in seen:
             raise TableError(f"{_name(path)} has two columns named {_shown(name)}")
+        seen.add(name)
     return names
 
 
@@ -279,7 +285,7 @@ def _numbers(path: Path, line: int, names: list[str], cells: list[str]) -> list[
     if len(cells) != len(names):
         raise TableError(f"{_name(path)}, line {line} has {len(cells)} cells, the header names {len(names)} columns")
     try:
-        values = [float(cell) for cell in cells]
+        values = list(map(float, cells))
     except ValueError:
         values = [math.nan]
     # Python reads 1_000 as a number, other programs as text
@@ -309,18 +315,8 @@ def _is_number(cell: str) -> bool:
     return "_" not in cell
 
 
-def _check_rows(path: Path, rows: int, folds: int) -> None:
-    if rows == 0:
-        raise TableError(f"{_name(path)} has column names and no rows")
-    if folds == 1 and rows < 2:
-        raise TableError(f"{_name(path)} has 1 row, at least 2 are needed")
-    if folds > 1 and rows < 4:
-        count = "1 row" if rows == 1 else f"{rows} rows"
-        raise TableError(f"{_name(path)} has {count}, cross-validation needs at least 4: two folds of two")
-
-
 def _check_spread(table: Table) -> None:
-    """TableError for a column that is constant or whose variance is no normal float, and for a fold without any spread."""
+    """TableError for a column that is constant, or whose variance is no normal float."""
     name, whole = _name(table.path), table.moments()
     for j, column in enumerate((*table.features, table.target)):
         what = f"{name}: {'the target' if column == table.target else 'column'} {_shown(str(column))}"
@@ -331,10 +327,14 @@ def _check_spread(table: Table) -> None:
             raise TableError(f"{what}: its values are so large that their variance overflows")
         if variance < sys.float_info.min:
             raise TableError(f"{what}: its values are so close together that their variance underflows")
+
+
+def _check_folds(table: Table) -> None:
+    """TableError for a fold whose target is constant: its R^2 divides by zero."""
     for fold, part in enumerate(table.parts):
         if part.low[-1] == part.high[-1]:
             what = f"all {part.count} rows of fold {fold + 1} of {len(table.parts)} have the target {part.low[-1]!r}"
-            raise TableError(f"{name}: {what}, so R^2 has no meaning there; take fewer folds")
+            raise TableError(f"{table.name}: {what}, so R^2 has no meaning there; take fewer folds")
 
 
 def _name(path: Path) -> str:

@@ -124,7 +124,7 @@ def train(
     dtype = DTYPES[config.dtype]
     ensemble = Ensemble([config.model.build(config.task, seed, dtype) for seed in config.seeds])
     optimizer = make_optimizer(ensemble, config)
-    plans = [partial(schedule, config, decays=decays) for decays in ensemble.is_decay]
+    plans: list[Callable[[int], float]] = [partial(schedule, config, decays=decays) for decays in ensemble.is_decay]
     plan = torch.optim.lr_scheduler.LambdaLR(optimizer, plans)
     for step in track(config.steps, label):
         if evaluate is not None and step in evaluate_at:
@@ -151,13 +151,11 @@ def training_step(
     ensemble: Ensemble, optimizer: torch.optim.Optimizer, tokens: Tensor, target: Tensor, clip: float, step: int = 0
 ) -> None:
     """One update of every copy: tokens (B, T, D), target (B, d_y)."""
-    for gradient in ensemble.gradients:
-        gradient.zero_()
     prediction = ensemble(tokens)  # (S, B, d_y)
     loss = mse_loss(prediction, target.expand_as(prediction), reduction="sum") * (0.5 / target.numel())
     if not math.isfinite(loss.item()):
         bad = (~torch.isfinite(prediction).all(2).all(1)).nonzero().flatten().tolist()
         raise NonFiniteError(f"step {step}: the loss is not finite for the copies at positions {bad}")
-    loss.backward()
+    ensemble.differentiate(loss)
     ensemble.clip_(clip)
     optimizer.step()

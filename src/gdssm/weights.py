@@ -92,6 +92,7 @@ def check_size(name: str, value: object, least: int = 1) -> None:
 
 
 def as_tensor(name: str, value: Any) -> Tensor:
+    """A tensor from an array or a tensor; ValueError where it is not finite."""
     tensor = value.detach() if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value, dtype=np.float64))
     if not bool(torch.isfinite(tensor).all()):
         raise ValueError(f"{name} has values that are not finite")

@@ -9,14 +9,14 @@ Axes: B batch, T tokens, K windows, W window width, R stride, H heads, D feature
 A new backend is a file with a function `scan`, and one line in BACKENDS.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from . import chunked, decay, reference
-from .last import absorb, check_ends, final_window, last_counts, last_window, next_count, next_windows
-from .windows import ScanState, Windows, align, carry_dtype, compute_dtype, windows_in, zero_state
+from .last import absorb, check_ends, final_window, last_counts, last_output, last_window, next_count, next_windows
+from .windows import ScanState, Windows, align, carry_dtype, compute_dtype, full_precision, windows_in, zero_state
 
 __all__ = [
     "BACKENDS",
@@ -24,11 +24,14 @@ __all__ = [
     "Windows",
     "absorb",
     "align",
+    "carry_dtype",
     "check_ends",
     "compute_dtype",
     "final_window",
+    "full_precision",
     "gd_scan",
     "last_counts",
+    "last_output",
     "last_window",
     "next_count",
     "next_windows",
@@ -51,6 +54,7 @@ def resolve_backend(backend: str) -> Scan:
     return BACKENDS[backend]
 
 
+@full_precision
 def gd_scan(
     tokens: Tensor,
     w_q: Tensor,
@@ -87,21 +91,20 @@ def gd_scan(
     _check_shapes(tokens, w_q, d, stride, state, queries)
     heads, width = w_q.shape[:2]
     dtype = compute_dtype(tokens, w_q, d, queries)
-    with torch.autocast(tokens.device.type, enabled=False):
-        stream = tokens.to(dtype).expand(-1, -1, heads, -1)
-        windows = align(stream, width, stride, state, lengths)
-        if queries is None:
-            assert d is not None
-            queries = window_queries(windows, d.to(dtype))
-        wanted = (tokens.shape[0], windows.count, heads, tokens.shape[3])
-        if queries.shape != wanted:
-            raise ValueError(f"queries has shape {tuple(queries.shape)}; these tokens need {wanted}")
-        lam = decay.make(log_decay, _checked_structure(log_decay, structure, wanted), tokens.device)
-        if state is None:
-            z = torch.zeros(wanted[0], heads, wanted[3], wanted[3], dtype=carry_dtype(tokens.device), device=tokens.device)
-        else:
-            z = state.z.to(carry_dtype(tokens.device))
-        out, z = scan(windows, w_q.to(dtype), lam, queries.to(dtype), z)
+    stream = tokens.to(dtype).expand(-1, -1, heads, -1)
+    windows = align(stream, width, stride, state, lengths)
+    if queries is None:
+        assert d is not None
+        queries = window_queries(windows, d.to(dtype))
+    wanted = (tokens.shape[0], windows.count, heads, tokens.shape[3])
+    if queries.shape != wanted:
+        raise ValueError(f"queries has shape {tuple(queries.shape)}; these tokens need {wanted}")
+    lam = decay.make(log_decay, _checked_structure(log_decay, structure, wanted), tokens.device)
+    if state is None:
+        z = torch.zeros(wanted[0], heads, wanted[3], wanted[3], dtype=carry_dtype(tokens.device), device=tokens.device)
+    else:
+        z = state.z.to(carry_dtype(tokens.device))
+    out, z = scan(windows, w_q.to(dtype), lam, queries.to(dtype), z)
     return out.to(tokens.dtype), ScanState(z, windows.tail(), windows.seen())
 
 
@@ -113,7 +116,7 @@ def window_queries(windows: Windows, d: Tensor) -> Tensor:
     return q if windows.valid is None else q.masked_fill(~windows.valid[:, :, None, None], 0)
 
 
-def _checked_structure(log_decay: Tensor | None, structure: str | None, shape: tuple[int, int, int, int]) -> str:
+def _checked_structure(log_decay: Tensor | None, structure: str | None, shape: Sequence[int]) -> str:
     if structure is None:
         structure = decay.structure_of(log_decay, *shape)
     elif structure not in decay.STRUCTURES:
@@ -125,10 +128,10 @@ def _checked_structure(log_decay: Tensor | None, structure: str | None, shape: t
         given = None if log_decay is None else tuple(log_decay.shape)
         if given != expected:
             raise ValueError(f"log_decay has shape {given}; structure {structure!r} needs {expected}")
-    if log_decay is not None and log_decay.device.type == "cpu" and not torch.compiler.is_compiling():
-        if not bool((log_decay <= 0).all()):  # also false for NaN
-            worst = float(log_decay.detach().max())
-            raise ValueError(f"log_decay must be <= 0 everywhere (Lambda <= 1), its largest value is {worst}")
+    checkable = log_decay is not None and log_decay.device.type == "cpu" and not torch.compiler.is_compiling()
+    if checkable and log_decay is not None and not bool((log_decay <= 0).all()):  # also false for NaN
+        worst = float(log_decay.detach().max())
+        raise ValueError(f"log_decay must be <= 0 everywhere (Lambda <= 1), its largest value is {worst}")
     return structure
 
 

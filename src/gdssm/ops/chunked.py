@@ -47,16 +47,13 @@ def scan(windows: Windows, w_q: Tensor, decay: Decay, queries: Tensor, z: Tensor
 
 def _exponents(windows: Windows, count: int, device: torch.device) -> Tensor:
     """Decay steps taken at each window, 1 or (where a sequence has no window) 0: (1 or B, count) long."""
-    if windows.valid is None:
-        steps = torch.ones(1, windows.count, dtype=torch.long, device=device)
-    else:
-        steps = windows.valid.long()
+    steps = torch.ones(1, windows.count, dtype=torch.long, device=device) if windows.valid is None else windows.valid.long()
     return pad(steps, (0, count - windows.count))
 
 
 def _all_chunks(windows: Windows, decay: Decay, queries: Tensor, keys: Tensor, values: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     """Decay none, head or input: (B, H, K, ..) -> out (B, H, K, D), z."""
-    batch, heads, k_total, width, features = keys.shape
+    _, heads, k_total, width, _ = keys.shape
     c = min(_CHUNK_HEAD, k_total)
     n = -(-k_total // c)
     missing = n * c - k_total

@@ -5,6 +5,7 @@ Both are checked against autograd through the reference backend.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -52,47 +53,51 @@ def _block_places(span: int, count: int, width: int, stride: int, device: torch.
     return ((start + inside[:, None]) * span + start + inside).flatten().to(device)
 
 
-class ScalarReadout(torch.autograd.Function):
+class ScalarCore:
     """Decay none or head: out = sum_u v_u s_u with v the stencil of the scores s_t . q.
 
     taps_{k,a} = s_{kR+a} . q      g_{k,b} = lambda^{age_k} sum_a taps_{k,a} w_q[a, b]      v_{kR+b} += g_{k,b}
 
-    forward(tokens (B, S, D), q (B, G, D), w_q (G, W, W), log (G,) or None, age (1 or B, K), valid (B, K) or None, R)
-    -> (B, G, D). Short contexts apply the stencil as one banded S x S matrix per head (few operations), long ones
-    window by window (linear in S).
+    Short contexts apply the stencil as one banded S x S matrix per head (few operations), long ones window by window
+    (linear in S).
     """
 
     @staticmethod
     def forward(
-        ctx: Any, tokens: Tensor, q: Tensor, w_q: Tensor, log: Tensor | None, age: Tensor, valid: Tensor | None, stride: int
-    ) -> Tensor:
-        """See the class."""
-        q = _plain(q)
+        tokens: Tensor, q: Tensor, w_q: Tensor, log: Tensor | None, stride: int, age: Tensor, valid: Tensor | None
+    ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+        """tokens (B, S, D), q (B, G, D), w_q (G, W, W), log (G,), age (1 or B, K), valid (B, K) -> (B, G, D), saved."""
         kept = None if log is None else (age * log.clamp(min=_SMALLEST)[:, None, None]).exp_()  # (G, 1 or B, K)
         if valid is not None:
             kept = valid[None].to(q.dtype) if kept is None else kept * valid
         scores = torch.bmm(q, tokens.transpose(1, 2))  # (B, G, S)
-        dense = valid is None and scores.shape[2] <= _DENSE_SPAN
-        mix = _DenseMix if dense else _WindowMix
+        mix = _mix(valid, scores.shape[2])
         total, saved = mix.forward(scores, w_q, kept, age.shape[1], stride)
-        ctx.save_for_backward(tokens, q, w_q, log, age, kept, total, *saved)
-        ctx.mix, ctx.stride = mix, stride
-        return torch.bmm(total, tokens)
+        return torch.bmm(total, tokens), (age, valid, kept, total, *saved)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of everything but age, valid and the stride."""
-        tokens, q, w_q, log, age, kept, total, *saved = ctx.saved_tensors
-        grad = _plain(grad)
+    def backward(
+        grad: Tensor,
+        tokens: Tensor,
+        q: Tensor,
+        w_q: Tensor,
+        log: Tensor | None,
+        stride: int,
+        saved: Sequence[Tensor | None],
+        need_tokens: bool,
+    ) -> tuple[Tensor | None, Tensor, Tensor, Tensor | None]:
+        """Gradients of tokens (where needed), q, w_q and log."""
+        age, valid, kept, total = saved[:4]
+        rest = [t for t in saved[4:] if t is not None]
+        assert age is not None
+        assert total is not None
         d_total = torch.bmm(grad, tokens.transpose(1, 2))  # (B, G, S)
-        d_scores, d_w, d_kept = ctx.mix.backward(d_total, w_q, kept, age.shape[1], ctx.stride, *saved)
+        d_scores, d_w, d_kept = _mix(valid, d_total.shape[2]).backward(d_total, w_q, kept, age.shape[1], stride, *rest)
         d_log = None if log is None else (d_kept * age).sum((1, 2))
-        d_q = torch.bmm(d_scores, tokens) if ctx.needs_input_grad[1] else None
         d_tokens = None
-        if ctx.needs_input_grad[0]:
+        if need_tokens:
             d_tokens = torch.bmm(d_scores.transpose(1, 2), q) + torch.bmm(total.transpose(1, 2), grad)
-        return d_tokens, d_q, d_w, d_log, None, None, None
+        return d_tokens, torch.bmm(d_scores, tokens), d_w, d_log
 
 
 class _WindowMix:
@@ -156,18 +161,20 @@ class _DenseMix:
         return d_scores, d_w.view_as(w_q), d_kept
 
 
-class FullReadout(torch.autograd.Function):
+def _mix(valid: Tensor | None, span: int) -> "type[_DenseMix] | type[_WindowMix]":
+    return _DenseMix if valid is None and span <= _DENSE_SPAN else _WindowMix
+
+
+class FullCore:
     """Decay full: out_j = sum_{k,b} v_{k,b,j} sum_i q_i key_{k,b,i} Lambda[i, j]^{age_k}, age_k = K-1-k.
 
-    forward(s (K, W, B, D), q (G, B, D), w_q (G, W, W), log (G, D, D)) -> (G, B, D). The power of each age is one
-    D x D matrix for the whole batch, so the sum over i is a matrix product. Runs over windows in pieces and keeps
-    only its inputs; the backward pass forms keys and powers again.
+    The power of each age is one D x D matrix for the whole batch, so the sum over i is a matrix product. Runs over
+    windows in pieces and keeps only its inputs; the backward pass forms keys and powers again.
     """
 
     @staticmethod
-    def forward(ctx: Any, s: Tensor, q: Tensor, w_q: Tensor, log: Tensor) -> Tensor:
-        """See the class."""
-        ctx.save_for_backward(s, q, w_q, log)
+    def forward(s: Tensor, q: Tensor, w_q: Tensor, log: Tensor) -> Tensor:
+        """Windows s (K, W, B, D), q (G, B, D), w_q (G, W, W), log (G, D, D) -> (G, B, D)."""
         out = torch.zeros_like(q)
         for piece in _pieces(s, len(w_q)):
             _, _, left, power = _left_and_power(s, q, w_q, log, piece)
@@ -176,18 +183,17 @@ class FullReadout(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of all four inputs."""
-        s, q, w_q, log = ctx.saved_tensors
+    def backward(
+        grad: Tensor, s: Tensor, q: Tensor, w_q: Tensor, log: Tensor, need_s: bool
+    ) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
+        """Gradients of s (where needed), q, w_q and log."""
         heads, width = w_q.shape[:2]
-        d_s = torch.zeros_like(s) if ctx.needs_input_grad[0] else None
+        d_s = torch.zeros_like(s) if need_s else None
         d_q, d_log = torch.zeros_like(q), torch.zeros_like(log)
         d_w = w_q.new_zeros(heads * width, width)  # transposed: rows (g, b), columns a
         for piece in _pieces(s, heads):
             age, keys, left, power = _left_and_power(s, q, w_q, log, piece)
-            values = s[piece, None]  # (k, 1, W, B, D)
-            d_right = (values * grad[:, None]).flatten(2, 3)  # (k, G, W B, D)
+            d_right = (s[piece, None] * grad[:, None]).flatten(2, 3)  # (k, G, W B, D)
             d_power = torch.matmul(left.flatten(2, 3).transpose(2, 3), d_right)  # (k, G, D, D)
             d_log += d_power.mul_(power).mul_(age).sum(0)
             d_left = torch.matmul(d_right, power.transpose(2, 3)).view_as(left)
@@ -219,3 +225,102 @@ def _left_and_power(s: Tensor, q: Tensor, w_q: Tensor, log: Tensor, piece: slice
     keys = keys.view(len(age), *w_q.shape[:2], *s.shape[2:])
     power = (age * log.clamp(min=_SMALLEST)).exp_()
     return age, keys, keys * q[:, None], power
+
+
+class ScalarReadout(torch.autograd.Function):
+    """ScalarCore under autograd: apply(tokens, q, w_q, log or None, stride, age, valid or None) -> (B, G, D)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, tokens: Tensor, q: Tensor, w_q: Tensor, log: Tensor | None, stride: int, age: Tensor, valid: Tensor | None
+    ) -> Tensor:
+        """See ScalarCore."""
+        q = _plain(q)
+        out, saved = ScalarCore.forward(tokens, q, w_q, log, stride, age, valid)
+        ctx.save_for_backward(tokens, q, w_q, log, *saved)
+        ctx.stride = stride
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of tokens, q, w_q and log."""
+        tokens, q, w_q, log, *saved = ctx.saved_tensors
+        need = ctx.needs_input_grad[0]
+        return *ScalarCore.backward(_plain(grad), tokens, q, w_q, log, ctx.stride, saved, need), None, None, None
+
+
+class FullReadout(torch.autograd.Function):
+    """FullCore under autograd: apply(s, q, w_q, log) -> (G, B, D)."""
+
+    @staticmethod
+    def forward(ctx: Any, s: Tensor, q: Tensor, w_q: Tensor, log: Tensor) -> Tensor:
+        """See FullCore."""
+        ctx.save_for_backward(s, q, w_q, log)
+        return FullCore.forward(s, q, w_q, log)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of all four inputs."""
+        s, q, w_q, log = ctx.saved_tensors
+        return FullCore.backward(grad, s, q, w_q, log, ctx.needs_input_grad[0])
+
+
+class LayerReadout(torch.autograd.Function):
+    """The whole last output of a plain layer in one node: y = sum_h C Z^T q with q = S_K^T d.
+
+    apply(tokens, d (G, W), w_q (G, W, W), rate, c (G, D, D), H, R) -> (G / H, B, D): G = S H heads, summed in groups of
+    H. tokens (B, T, D) end with their last window; rate is log(-log Lambda): None, (G,) or (G, D, D).
+    This is what meta-training runs: for small tasks the number of operations is the time.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, tokens: Tensor, d: Tensor, w_q: Tensor, rate: Tensor | None, c: Tensor, heads: int, stride: int
+    ) -> Tensor:
+        """See the class."""
+        batch, width = len(tokens), d.shape[1]
+        q = torch.bmm(d.expand(batch, -1, -1), tokens[:, -width:])  # (B, G, D)
+        log = None if rate is None else rate.exp().neg_()
+        if log is not None and log.ndim == 3:
+            s = tokens.unfold(1, width, stride).permute(1, 3, 0, 2).contiguous()  # (K, W, B, D)
+            q = _swapped(q)
+            z = _swapped(FullCore.forward(s, q, w_q, log))
+            saved: tuple[Tensor | None, ...] = (s,)
+        else:
+            count = (tokens.shape[1] - width) // stride + 1
+            age = torch.arange(count - 1, -1, -1, dtype=q.dtype, device=q.device)[None]
+            z, saved = ScalarCore.forward(tokens, q, w_q, log, stride, age, None)
+        z = _swapped(z.view(batch, len(c) // heads, -1))  # (S, B, H D)
+        mix = c.unflatten(0, (-1, heads)).transpose(2, 3).flatten(1, 2)  # (S, H D, D)
+        ctx.save_for_backward(tokens, d, w_q, log, q, z, mix, *saved)
+        ctx.heads, ctx.stride = heads, stride
+        return torch.bmm(z, mix)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of tokens, d, w_q, rate and c."""
+        tokens, d, w_q, log, q, z, mix, *saved = ctx.saved_tensors
+        heads, stride, width, need = ctx.heads, ctx.stride, d.shape[1], ctx.needs_input_grad[0]
+        d_mix = torch.bmm(z.transpose(1, 2), grad)
+        d_c = d_mix.unflatten(1, (heads, -1)).transpose(2, 3).flatten(0, 1)
+        d_z = _swapped(torch.bmm(grad, mix.transpose(1, 2))).view(len(tokens), len(d), -1)  # (B, G, D)
+        d_tokens: Tensor | None = None
+        d_rate: Tensor | None = None
+        if log is not None and log.ndim == 3:
+            d_s, d_q, d_w, d_rate = FullCore.backward(_swapped(d_z), saved[0], q, w_q, log, need)
+            d_q = _swapped(d_q)
+            if d_s is not None:
+                d_tokens = torch.zeros_like(tokens)
+                for a in range(width):
+                    d_tokens[:, a : a + (len(d_s) - 1) * stride + 1 : stride] += d_s[:, a].transpose(0, 1)
+        else:
+            d_tokens, d_q, d_w, d_rate = ScalarCore.backward(d_z, tokens, q, w_q, log, stride, saved, need)
+        d_d = torch.bmm(d_q, tokens[:, -width:].transpose(1, 2)).sum(0)
+        if d_tokens is not None:
+            d_tokens[:, -width:] += torch.matmul(d.T, d_q)
+        if d_rate is not None:
+            d_rate = d_rate * log  # log = -exp(rate)
+        return d_tokens, d_d, d_w, d_rate, d_c, None, None

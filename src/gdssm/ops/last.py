@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import decay as decays
-from .gradients import FullReadout, ScalarReadout, overlap_add
+from .gradients import FullReadout, LayerReadout, ScalarReadout, overlap_add
 from .windows import ScanState, Windows, align, carry_dtype, compute_dtype, windows_in
 
 
@@ -51,12 +51,26 @@ def last_window(
         span = (windows.count - 1) * stride + windows.width
         used = windows.stream[:, windows.start : windows.start + span, 0]
         log = None if log_decay is None else log_decay.to(dtype)
-        out = ScalarReadout.apply(used, mapped, w_q, log, age, windows.valid, stride)
+        out = ScalarReadout.apply(used, mapped, w_q, log, stride, age, windows.valid)
     if state is not None:
         gone = (last_counts(windows) - windows.before).to(q.device)  # windows of this call, per sequence
         z = _power(decays.make(log_decay, structure, q.device), gone) * state.z
         out = out + torch.einsum("bgij,bgi->bgj", z.to(dtype), mapped)
     return out, q, windows
+
+
+def last_output(tokens: Tensor, d: Tensor, w_q: Tensor, rate: Tensor | None, c: Tensor, heads: int, stride: int) -> Tensor:
+    """The last window's output of plain layers, sum_h C Z^T q: tokens (B, T, D) -> (S, B, D), S H = G heads.
+
+    rate is log(-log Lambda), None, (G,) or (G, D, D). ValueError where the tokens hold no window.
+    """
+    windows = align(tokens.unsqueeze(2), d.shape[1], stride, None, None)
+    check_ends(windows)
+    dtype = compute_dtype(tokens, w_q)
+    used = tokens[:, : (windows.count - 1) * stride + windows.width].to(dtype)
+    rate = None if rate is None else rate.to(dtype)
+    out: Tensor = LayerReadout.apply(used, d.to(dtype), w_q.to(dtype), rate, c.to(dtype), heads, stride)
+    return out
 
 
 def absorb(

@@ -4,8 +4,10 @@ Axes: B batch, T tokens, K windows, W window width, R stride, H heads, D feature
 Both backends get their windows from here, so they can differ in arithmetic only.
 """
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -91,6 +93,23 @@ class Windows:
 def windows_in(seen: Tensor, width: int, stride: int) -> Tensor:
     """Windows completed after `seen` tokens: (seen - W) // R + 1, and 0 before the first."""
     return torch.where(seen >= width, (seen - width).div(stride, rounding_mode="floor") + 1, 0)
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def full_precision(method: F) -> F:
+    """Switch autocast off inside a method of (self, .., tensors): the state's sums are never formed in half precision."""
+
+    @functools.wraps(method)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        device = next((a.device.type for a in args if isinstance(a, Tensor)), "cpu")
+        if not torch.is_autocast_enabled(device):
+            return method(*args, **kwargs)
+        with torch.autocast(device, enabled=False):
+            return method(*args, **kwargs)
+
+    return cast(F, wrapped)
 
 
 def carry_dtype(device: torch.device) -> torch.dtype:

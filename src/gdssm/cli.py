@@ -1,0 +1,194 @@
+"""The command line: one function per command, no logic. Nothing here imports torch before the arguments are checked.
+
+Exit codes: 0 done; 1 an identity or replication does not hold; 2 wrong use or bad input (one line on standard error,
+nothing written); 3 training stopped on values that are not finite; 130 interrupted.
+"""
+
+import contextlib
+import functools
+import importlib.util
+import io
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from . import __version__
+from .config import ConfigError, UserError, check_count
+
+EXIT_CLAIM, EXIT_USAGE, EXIT_NON_FINITE, EXIT_INTERRUPTED = 1, 2, 3, 130
+
+
+def reproduce(
+    names: tyro.conf.Positional[tuple[str, ...]] = ("one-step",),
+    /,
+    preset: Literal["quick", "paper"] = "quick",
+    seeds: int | None = None,
+    seed: int = 0,
+    out: Path = Path("out"),
+    list_: Annotated[bool, tyro.conf.arg(name="list")] = False,
+) -> int:
+    """Run experiments of the paper, check their claims, and write DIR/NAME/results.json and DIR/report.html.
+
+    Args:
+        names: experiments; see --list
+        preset: quick (a minute on two cores) or paper (the paper's sizes)
+        seeds: number of seeds of each variant; the preset's where not given
+        seed: first seed
+        out: directory for results, made if absent; other files in it are left alone
+        list_: list the experiments and stop
+    """
+    from .experiments import EXPERIMENTS, check_name
+
+    if list_:
+        for name, (_, summary) in EXPERIMENTS.items():
+            print(f"{name:12} {summary}")
+        return 0
+    for name in names:
+        check_name(name)
+    if seeds is not None:
+        check_count("--seeds", seeds)
+    check_count("--seed", seed, 0)
+    _check_directory(out)
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ConfigError("the report needs matplotlib, which is not installed: pip install 'gdssm[report]'")
+    return _reproduce(names, preset, seeds, seed, out)
+
+
+def _reproduce(names: Sequence[str], preset: str, seeds: int | None, seed: int, out: Path) -> int:
+    from rich.console import Console
+
+    from .experiments import module
+    from .experiments.claims import all_required_hold, environment, write_json
+    from .report import summary_table, write_report
+
+    console, good = Console(), True
+    for name in names:
+        start = time.monotonic()
+        outcome = module(name).run(preset, seeds, seed)
+        used = sorted({s for variant in outcome.record["variants"] for s in variant["seeds"]})
+        results = {
+            "experiment": name,
+            "preset": preset,
+            "seeds": used,
+            "claims": [claim.as_record() for claim in outcome.claims],
+            "environment": environment(time.monotonic() - start),
+        }
+        write_json(out / name / "record.json", outcome.record)
+        write_json(out / name / "results.json", results)
+        console.print(summary_table(results))
+        good = good and all_required_hold(outcome.claims)
+    print(f"report: {write_report(out)}")
+    return 0 if good else EXIT_CLAIM
+
+
+def predict(
+    csv: tyro.conf.Positional[Path],
+    /,
+    target: str,
+    query: Path | None = None,
+    steps: int | None = None,
+    solver: Literal["gd", "cg"] = "gd",
+    forgetting: float = 1.0,
+    alpha: float = 0.0,
+    folds: int = 5,
+) -> int:
+    """Learn a table in context: stream its rows through a constructed layer, then predict or cross-validate.
+
+    Args:
+        csv: table with a header; every cell a number
+        target: column to predict
+        query: table with rows to predict; without it, cross-validated R^2 is reported
+        steps: iterations at the readout
+        solver: gd (gradient descent) or cg (conjugate gradient)
+        forgetting: weight of an example for each row that follows it, in (0, 1]
+        alpha: ridge strength on standardised columns
+        folds: folds of the cross-validation
+    """
+    from .predict import run
+
+    run(csv, target, query=query, steps=steps, solver=solver, forgetting=forgetting, alpha=alpha, folds=folds)
+    return 0
+
+
+def _check_directory(path: Path) -> None:
+    """ConfigError where DIR cannot be a directory to write in."""
+    existing = path
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir():
+        raise ConfigError(f"--out is {str(path)!r}; {str(existing)!r} is a file, a directory is needed")
+    if not os.access(existing, os.W_OK):
+        raise ConfigError(f"--out is {str(path)!r}; {str(existing)!r} cannot be written to")
+
+
+COMMANDS: dict[str, Callable[..., int]] = {"reproduce": reproduce, "predict": predict}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the command `gdssm`."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given == ["--version"]:
+        print(f"gdssm {__version__}")
+        raise SystemExit(0)
+    raise SystemExit(_guarded(given))
+
+
+def _guarded(given: list[str]) -> int:
+    try:
+        return _dispatch(given)
+    except UserError as error:  # bad input: every message is one line
+        print(f"gdssm: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    except KeyboardInterrupt:
+        print("gdssm: interrupted; nothing of the unfinished run was written", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except RuntimeError as error:
+        if type(error).__name__ != "NonFiniteError":  # named, not imported: training alone brings torch
+            raise
+        print(f"gdssm: training stopped: {error}", file=sys.stderr)
+        return EXIT_NON_FINITE
+
+
+def _dispatch(given: list[str]) -> int:
+    """Parse and run; the parser's own message, a box of several lines, becomes one line."""
+    message = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(message):
+            command = tyro.extras.subcommand_cli_from_dict(
+                {name: _later(function) for name, function in COMMANDS.items()},
+                prog="gdssm",
+                args=given,
+                description="Recurrent layers that learn in context by gradient descent.",
+            )
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            return 0
+        raise UserError(_one_line(message.getvalue())) from None
+    return command()
+
+
+def _later(function: Callable[..., int]) -> Callable[..., Callable[[], int]]:
+    """The same command line, but the work is returned and not done: only parsing runs under the captured stderr."""
+
+    @functools.wraps(function)
+    def bound(*args: Any, **kwargs: Any) -> Callable[[], int]:
+        return functools.partial(function, *args, **kwargs)
+
+    return bound
+
+
+def _one_line(box: str) -> str:
+    """The sentences of a parser's error box, without its frame and its hints."""
+    lines = [line.strip("╭╮╰╯│─ ") for line in box.splitlines()]
+    text: list[str] = []
+    for line in lines[1:]:
+        if not line and text:
+            break
+        if line:
+            text.append(line)
+    return " ".join(text) or " ".join(box.split())

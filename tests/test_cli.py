@@ -1,0 +1,155 @@
+"""The command line from outside: exit codes, one line for every error, nothing written, torch not imported for it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gdssm import cli
+from gdssm.experiments import EXPERIMENTS, one_step
+from gdssm.experiments.claims import Claim, all_required_hold, write_json
+from gdssm.tasks import LinearRegression
+from gdssm.train import TrainConfig
+
+
+def run(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(arguments)
+    out, err = capsys.readouterr()
+    return int(stop.value.code or 0), out, err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fragment"),
+    [
+        (["reproduce", "on-step"], "NAME is 'on-step' (did you mean 'one-step'?); allowed: one-step"),
+        (["reproduce", "--preset", "fast"], "'fast'"),
+        (["reproduce", "--seeds", "0"], "--seeds must be an integer >= 1, got 0"),
+        (["reproduce", "--seeds", "many"], "'many'"),
+        (["reproduce", "--seed", "-1"], "--seed must be an integer >= 0, got -1"),
+        (["reproduce", "--sedes", "3"], "--sedes"),
+        (["reproduce", "--out", "FILE/x"], "is a file, a directory is needed"),
+        (["predict", "nowhere.csv", "--target", "y"], "nowhere.csv"),
+        (["predict", "nowhere.csv"], "--target"),
+        (["predict", "nowhere.csv", "--target", "y", "--steps", "0"], "steps"),
+        (["invent"], "invent"),
+        ([], "reproduce"),
+    ],
+)
+def test_wrong_use_is_one_line_and_exit_code_2(
+    arguments: list[str], fragment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "FILE").touch()
+    code, out, err = run(*arguments, capsys=capsys)
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert fragment in err
+    assert [p.name for p in tmp_path.iterdir()] == ["FILE"]
+
+
+def test_errors_and_lists_do_not_import_torch() -> None:
+    program = (
+        "import sys, contextlib\nfrom gdssm import cli\n"
+        "for a in (['reproduce', 'x'], ['reproduce', '--list'], ['--help'], ['predict', 'x.csv', '--target', 'y']):\n"
+        "    with contextlib.suppress(SystemExit): cli.main(a)\n"
+        "assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_version_and_list(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run("--version", capsys=capsys)
+    assert code == 0
+    assert out.startswith("gdssm ")
+    code, out, _ = run("reproduce", "--list", capsys=capsys)
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()] == list(EXPERIMENTS)
+
+
+TINY = one_step.Preset(
+    variants=(("head", 2),),
+    eval_tasks=200,
+    curve_tasks=50,
+    curve_points=3,
+    training=TrainConfig(task=LinearRegression(3, 3, 6), steps=20, batch=8, warmup=2),
+)
+
+
+def test_reproduce_writes_claims_record_and_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(one_step.PRESETS, "quick", TINY)
+    (tmp_path / "mine.txt").write_text("left alone")
+    code, out, _ = run("reproduce", "one-step", "--seed", "4", "--out", str(tmp_path), capsys=capsys)
+    assert code == 1  # 20 updates do not make it gradient descent, and a replication that fails must show
+    assert str(tmp_path / "report.html") in out.replace("\n", "")
+    assert (tmp_path / "mine.txt").read_text() == "left alone"
+    results = json.loads((tmp_path / "one-step" / "results.json").read_text())
+    claims = {claim["name"]: claim for claim in results["claims"]}
+    assert results["seeds"] == [4, 5]
+    assert {"loss_ratio", "sensitivity_cosine", "off_construction", "success_rate"} <= set(claims)
+    assert claims["construction_is_gradient_descent"]["holds"]
+    assert claims["success_rate"]["value"] == 0
+    assert not claims["loss_ratio"]["holds"]
+    record = json.loads((tmp_path / "one-step" / "record.json").read_text())
+    (variant,) = record["variants"]
+    assert variant["steps"][0] == 0
+    assert variant["steps"][-1] == 20
+    assert len(variant["loss"]) == 2
+    assert all(len(curve) == len(variant["steps"]) for curve in variant["loss"])
+    assert variant["trained"]["w_q"][0][0][1] == 1
+
+
+def test_the_same_seeds_give_the_same_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(one_step.PRESETS, "quick", TINY)
+    first, second = one_step.run("quick", 1, 9), one_step.run("quick", 1, 9)
+    assert first.record == second.record
+    assert first.claims == second.claims
+    assert first.record != one_step.run("quick", 1, 10).record
+
+
+def test_an_interrupt_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(one_step, "run", interrupted)
+    code, _, err = run("reproduce", "--out", str(tmp_path / "new"), capsys=capsys)
+    assert code == 130
+    assert "interrupted" in err
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("relation", "target", "value", "holds"),
+    [
+        ("<=", 1.0, 1.0, True),
+        ("<=", 1.0, 1.1, False),
+        (">=", 1.0, 1.0, True),
+        (">=", 1.0, 0.9, False),
+        ("==", 1.0, 1.0, True),
+        ("==", 1.0, 1.1, False),
+        ("between", (0.0, 1.0), 0.5, True),
+        ("between", (0.0, 1.0), 1.5, False),
+        ("<=", 1.0, float("nan"), False),
+        (">=", 1.0, float("inf"), False),
+    ],
+)
+def test_claims(relation: str, target: float | tuple[float, float], value: float, holds: bool) -> None:
+    claim = Claim("a", "identity", 1.0, value, relation, target)
+    assert claim.holds is holds
+    assert all_required_hold([claim]) is holds
+    assert all_required_hold([Claim("a", "hypothesis", 1.0, value, relation, target)])
+    assert json.loads(json.dumps(claim.as_record(), allow_nan=False))["holds"] is holds
+
+
+def test_a_file_that_cannot_be_written_whole_is_not_written(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_json(path, {"a": float("nan")})
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert list(tmp_path.iterdir()) == [path]

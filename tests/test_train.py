@@ -1,0 +1,120 @@
+"""The training loop: same seeds same weights, copies that do not see each other, and that it learns at all."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import gdssm
+from gdssm import learners, theory
+from gdssm.analysis import alignment
+from gdssm.config import ConfigError, from_mapping
+from gdssm.ensemble import Ensemble
+from gdssm.tasks import LinearRegression
+from gdssm.tokens import interleave
+from gdssm.train import ModelConfig, NonFiniteError, TrainConfig, make_optimizer, schedule, train, training_step
+
+TASK = LinearRegression(d_x=3, d_y=3, n_examples=6)
+CONFIG = TrainConfig(task=TASK, seeds=(3, 8), steps=30, batch=16, warmup=5, dtype="float64")
+
+
+def weights(ensemble: Ensemble) -> torch.Tensor:
+    return torch.cat([flat for flat in ensemble.flat], dim=1)
+
+
+def test_the_same_configuration_gives_the_same_weights() -> None:
+    assert torch.equal(weights(train(CONFIG)), weights(train(CONFIG)))
+    assert not torch.equal(weights(train(CONFIG)), weights(train(replace(CONFIG, data_seed=1))))
+
+
+@pytest.mark.parametrize("decay", ["none", "head", "row", "full"])
+def test_a_copy_in_an_ensemble_is_trained_as_if_alone(decay: str) -> None:
+    together = train(replace(CONFIG, model=ModelConfig(decay=decay, n_heads=2), lr=0.1, clip=0.01))
+    for i, seed in enumerate(CONFIG.seeds):
+        alone = train(replace(CONFIG, model=ModelConfig(decay=decay, n_heads=2), lr=0.1, clip=0.01, seeds=(seed,)))
+        torch.testing.assert_close(weights(together)[i], weights(alone)[0], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("decay", ["head", "full", "row"])
+def test_one_step_is_torchs_adam_with_clipping(decay: str) -> None:
+    config = replace(CONFIG, model=ModelConfig(decay=decay), seeds=(3,), clip=0.05)
+    model = config.model.build(TASK, 3, torch.float64)
+    ensemble = Ensemble([model])
+    optimizer = make_optimizer(ensemble, config)
+    plain = torch.optim.Adam(model.parameters(), lr=config.lr, betas=(config.beta1, config.beta2))
+    for step in range(3):
+        context = TASK.sample(16, seed=0, step=step, dtype=torch.float64)
+        tokens, target = interleave(context.x, context.y, context.x_query), context.y_query[:, 0]
+        training_step(ensemble, optimizer, tokens, target, config.clip)
+        plain.zero_grad()
+        outputs, _ = model.layer(tokens)  # every window, another code path than the ensemble's
+        (0.5 * (outputs[:, -1] - target).square().sum() / target.numel()).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+        plain.step()
+    for name, parameter in model.named_parameters():
+        # torch adds 1e-6 to the norm it clips by
+        torch.testing.assert_close(ensemble.parameters[name][0], parameter, rtol=1e-5, atol=1e-6)
+
+
+def test_modules_without_a_batched_form_run_under_vmap() -> None:
+    models = [gdssm.GDSSM(3, decay="head", dtype=torch.float64) for _ in range(3)]
+    tokens = torch.randn(5, 13, 3, dtype=torch.float64)
+
+    class Plain(torch.nn.Module):
+        def __init__(self, w_q: torch.Tensor) -> None:
+            super().__init__()
+            self.w_q = torch.nn.Parameter(w_q.detach().clone())
+
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            return tokens.sum(1) @ self.w_q[0] + tokens[:, -1]
+
+    plain = [Plain(model.w_q) for model in models]
+    torch.testing.assert_close(Ensemble(plain)(tokens), torch.stack([p(tokens) for p in plain]))
+
+
+def test_the_schedule_warms_up_and_ends_at_zero() -> None:
+    config = replace(CONFIG, steps=100, warmup=10)
+    assert schedule(config, 0, decays=False) == pytest.approx(0.1, rel=1e-3)
+    assert schedule(config, 50, decays=False) == pytest.approx(0.5)
+    assert schedule(config, 50, decays=True) == schedule(config, 80, decays=True) == 1
+    assert schedule(config, 100, decays=False) == pytest.approx(0) == schedule(config, 100, decays=True)
+
+
+def test_non_finite_values_stop_training_and_name_step_and_copy() -> None:
+    config = replace(CONFIG, lr=1e30, clip=1e30, warmup=0)
+    with pytest.raises(NonFiniteError, match=r"step \d+: the loss is not finite for the copies at positions \[0, 1\]"):
+        train(config)
+
+
+def test_a_small_layer_becomes_gradient_descent() -> None:
+    config = TrainConfig(task=TASK, seeds=(0,), steps=800, batch=64, lr=0.02)
+    model = train(config).load(config.model.build(TASK, 0, torch.float32), 0)
+    rate, _ = theory.one_step_optimum(6, 3, x_var=1 / 12, x_fourth_moment=1 / 80)
+    gd = learners.predictor(learners.gradient_descent, lr=rate)
+    found = alignment(gdssm.as_predictor(model), gd, TASK.sample(2000, seed=77))
+    untrained = alignment(gdssm.as_predictor(config.model.build(TASK, 0, torch.float32)), gd, TASK.sample(2000, seed=77))
+    assert found.loss_ratio < 1.05 < untrained.loss_ratio
+    assert found.sensitivity_cosine > 0.99 > untrained.sensitivity_cosine
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"stepz": 10}, "stepz is no field of TrainConfig .did you mean 'steps'"),
+        ({"steps": "10"}, "steps must be of type int, got '10'"),
+        ({"steps": 0}, "steps must be an integer >= 1, got 0"),
+        ({"lr": float("nan")}, "lr must be a finite number > 0, got nan"),
+        ({"model": {"decay": "heads"}}, "decay is 'heads' .did you mean 'head'"),
+        ({"task": {"inputs": "normal"}}, "inputs is 'normal'.*allowed: uniform, gaussian"),
+        ({"task": {"d_x": True}}, "task.d_x must be of type int, got True"),
+        ({"seeds": [1, -1]}, "seeds must be an integer >= 0, got -1"),
+    ],
+)
+def test_configurations_that_cannot_be_used(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        from_mapping(TrainConfig, values)
+
+
+def test_a_configuration_from_nested_mappings() -> None:
+    config = from_mapping(TrainConfig, {"task": {"d_x": 4, "spectrum": [1, 2, 3, 4]}, "seeds": [1, 2], "lr": 1})
+    assert config == TrainConfig(task=LinearRegression(d_x=4, spectrum=(1.0, 2.0, 3.0, 4.0)), seeds=(1, 2), lr=1.0)
