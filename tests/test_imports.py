@@ -23,13 +23,14 @@ ORDER = [
     {"construct", "tokens", "ensemble"},
     {"train", "predict", "checkpoint"},
     {"analysis"},
+    {"figures"},
     {"report"},
     {"experiments"},
     {"cli", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 LAST = len(ORDER)
-OWNERS = {"matplotlib": {"experiments", "report"}, "sklearn": {"experiments", "predict"}, "transformers": {"hf"}}
+OWNERS = {"matplotlib": {"figures"}, "transformers": {"hf"}}
 
 
 def exists(name):

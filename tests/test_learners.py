@@ -161,6 +161,20 @@ def test_polynomial_multiplies_the_residual():
     assert ratio(learners.polynomial(x, y, q, rates=rates, w0=w0), each(closed_form, x, y, q)) <= 1e-12
 
 
+@pytest.mark.parametrize("name", ["ridge", "polynomial", "newton", "conjugate_gradient"])
+def test_forgetting_weighs_example_i_by_its_age(name):
+    """forgetting^(N-i) in every sum: 1/4 of an example is an example of half its size; ridge also by scikit-learn's weights."""
+    x, y, q = problem()
+    learner, options = getattr(learners, name), EVERY[name]
+    half = 0.5 ** torch.arange(8, -1, -1, dtype=DOUBLE)[:, None]
+    got = learner(x, y, q, forgetting=0.25, **options)
+    assert ratio(got, learner(half * x, half * y, q, **options)) <= 1e-12
+    if name == "ridge":
+        weights = (half**2).flatten().numpy()
+        wanted = each(lambda x, y, q: Ridge(0.5, fit_intercept=False).fit(x, y, weights).predict(q), x, y, q)
+        assert ratio(got, wanted) <= 1e-10
+
+
 @pytest.mark.parametrize("batch", [1, 2, 4, 9, 12])
 def test_minibatches_are_steps_on_parts(batch):
     x, y, q = problem()

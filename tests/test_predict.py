@@ -328,12 +328,13 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.slow
 def test_the_process_does_not_grow_with_the_rows(tmp_path: Path) -> None:
     sizes = {}
-    for rows in (100_000, 400_000):
-        path, _ = generated(tmp_path / f"{rows}.csv", rows, features=5)
+    for rows in (50_000, 250_000):
+        path, _ = generated(tmp_path / f"{rows}.csv", rows, features=20)
         program = (
             "from pathlib import Path; from gdssm.predict import run; "
             f"run(Path({str(path)!r}), 'y', steps=2); print(Path('/proc/self/status').read_text())"
         )
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
         sizes[rows] = int(re.findall(r"VmHWM:\s*(\d+) kB", done.stdout)[0])  # ru_maxrss starts at the parent's peak
-    assert sizes[400_000] - sizes[100_000] < 8_000  # KiB; 300,000 rows are 14 MiB as one array, 80 as lists
+    print(sizes)
+    assert sizes[250_000] - sizes[50_000] < 15_000  # KiB, and the allocator wavers by 5,000; 200,000 rows are 32,000 as one array

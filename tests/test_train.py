@@ -9,17 +9,17 @@ import gdssm
 from gdssm import learners, theory
 from gdssm.analysis import alignment
 from gdssm.config import ConfigError, from_mapping
-from gdssm.ensemble import Ensemble
+from gdssm.ensemble import Adam, Ensemble
 from gdssm.tasks import LinearRegression
 from gdssm.tokens import interleave
-from gdssm.train import ModelConfig, NonFiniteError, TrainConfig, make_optimizer, schedule, train, training_step
+from gdssm.train import ModelConfig, NonFiniteError, TrainConfig, decay_columns, schedule, train, training_step
 
 TASK = LinearRegression(d_x=3, d_y=3, n_examples=6)
 CONFIG = TrainConfig(task=TASK, seeds=(3, 8), steps=30, batch=16, warmup=5, dtype="float64")
 
 
 def weights(ensemble: Ensemble) -> torch.Tensor:
-    return torch.cat([flat for flat in ensemble.flat], dim=1)
+    return ensemble.flat.clone()
 
 
 def test_the_same_configuration_gives_the_same_weights() -> None:
@@ -40,12 +40,13 @@ def test_one_step_is_torchs_adam_with_clipping(decay: str) -> None:
     config = replace(CONFIG, model=ModelConfig(decay=decay), seeds=(3,), clip=0.05)
     model = config.model.build(TASK, 3, torch.float64)
     ensemble = Ensemble([model])
-    optimizer = make_optimizer(ensemble, config)
+    optimizer = Adam(ensemble, beta1=config.beta1, beta2=config.beta2)
+    rates = torch.full_like(ensemble.flat[0], config.lr)
     plain = torch.optim.Adam(model.parameters(), lr=config.lr, betas=(config.beta1, config.beta2))
     for step in range(3):
         context = TASK.sample(16, seed=0, step=step, dtype=torch.float64)
         tokens, target = interleave(context.x, context.y, context.x_query), context.y_query[:, 0]
-        training_step(ensemble, optimizer, tokens, target, config.clip)
+        training_step(optimizer, tokens, target, rates, config.clip)
         plain.zero_grad()
         outputs, _ = model.layer(tokens)  # every window, another code path than the ensemble's
         (0.5 * (outputs[:, -1] - target).square().sum() / target.numel()).backward()
@@ -78,6 +79,13 @@ def test_the_schedule_warms_up_and_ends_at_zero() -> None:
     assert schedule(config, 50, decays=False) == pytest.approx(0.5)
     assert schedule(config, 50, decays=True) == schedule(config, 80, decays=True) == 1
     assert schedule(config, 100, decays=False) == pytest.approx(0) == schedule(config, 100, decays=True)
+
+
+def test_only_the_decays_keep_the_peak_rate() -> None:
+    ensemble = Ensemble([ModelConfig(decay="head").build(TASK, 0, torch.float64)])
+    chosen = decay_columns(ensemble)
+    assert chosen.sum() == 1
+    assert chosen[ensemble.columns["layer.decay.log_rate"]] == 1
 
 
 def test_non_finite_values_stop_training_and_name_step_and_copy() -> None:

@@ -1,4 +1,4 @@
-"""Many copies of one module, trained as one program: parameters in matrices with one row per copy.
+"""Many copies of one module, trained as one program: all parameters in one matrix, one row per copy.
 
 Axes: S copies (seeds), P parameters of one copy, B batch.
 """
@@ -13,9 +13,9 @@ from torch.func import functional_call, vmap
 class Ensemble:
     """S copies of a module with the same shapes.
 
-    flat, gradients   (S, P) matrices: first the decays' parameters (named log_rate), then all others; a group that
-                      the module does not have is left out
-    parameters        name -> (S, ...) tensors that share flat's memory
+    flat (S, P)    every parameter of every copy      gradient (S, P)    what `differentiate` found
+    parameters     name -> (S, ...) tensors that share flat's memory
+    columns        name -> which columns of flat the parameter has
 
     A module with `last_stacked(parameters, tokens)` computes all copies at once; others run under torch.func.vmap.
     ValueError for no modules, or modules whose parameters differ in name or shape.
@@ -28,31 +28,18 @@ class Ensemble:
         shapes = {name: p.shape for name, p in self.template.named_parameters()}
         if any({name: p.shape for name, p in module.named_parameters()} != shapes for module in modules):
             raise ValueError("modules must have the same parameter names and shapes")
-        self.flat: list[Tensor] = []
-        self.gradients: list[Tensor] = []
+        self.flat = torch.stack([torch.cat([p.detach().flatten() for p in module.parameters()]) for module in modules])
+        self.gradient = torch.zeros_like(self.flat)
         self.parameters: dict[str, Tensor] = {}
-        self.is_decay: list[bool] = []
-        self.names: list[list[str]] = []
-        for decays in (True, False):
-            names = [name for name in shapes if name.endswith("log_rate") == decays]
-            if names:
-                self.is_decay.append(decays)
-                self._add_group([dict(module.named_parameters()) for module in modules], names)
-
-    def _add_group(self, copies: list[dict[str, nn.Parameter]], names: list[str]) -> None:
-        flat = torch.stack([torch.cat([copy[name].detach().flatten() for name in names]) for copy in copies])
+        self.columns: dict[str, slice] = {}
         start = 0
-        for name in names:
-            shape = copies[0][name].shape
-            part = slice(start, start + shape.numel())
-            self.parameters[name] = flat[:, part].view(-1, *shape).requires_grad_()
-            start = part.stop
-        self.names.append(names)
-        self.flat.append(flat)
-        self.gradients.append(torch.zeros_like(flat))
+        for name, shape in shapes.items():
+            self.columns[name] = slice(start, start + shape.numel())
+            self.parameters[name] = self.flat[:, self.columns[name]].view(-1, *shape).requires_grad_()
+            start += shape.numel()
 
     def __len__(self) -> int:
-        return len(self.flat[0])
+        return len(self.flat)
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """tokens (B, T, D), read by every copy -> predictions (S, B, d_y)."""
@@ -62,10 +49,9 @@ class Ensemble:
         return vmap(lambda p: functional_call(self.template, p, (tokens,)))(self.parameters)
 
     def differentiate(self, loss: Tensor) -> None:
-        """Write the gradient of a scalar into `gradients`."""
-        found = dict(zip(self.parameters, torch.autograd.grad(loss, list(self.parameters.values())), strict=True))
-        for names, gradient in zip(self.names, self.gradients, strict=True):
-            torch.cat([found[name].reshape(len(self), -1) for name in names], dim=1, out=gradient)
+        """Write the gradient of a scalar into `gradient`."""
+        found = torch.autograd.grad(loss, list(self.parameters.values()))
+        torch.cat([g.reshape(len(self), -1) for g in found], dim=1, out=self.gradient)
 
     @torch.no_grad()
     def load(self, module: nn.Module, copy: int) -> nn.Module:
@@ -74,11 +60,27 @@ class Ensemble:
             parameter.copy_(self.parameters[name][copy])
         return module
 
+
+class Adam:
+    """Adam (Kingma and Ba, 2015) on an ensemble's matrix, with a rate for every column.
+
+    Elementwise, so copies do not see each other. torch.optim.Adam does the same arithmetic, but for matrices of a few
+    hundred numbers its bookkeeping takes longer than the layer's forward pass.
+    """
+
+    def __init__(self, ensemble: Ensemble, *, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -> None:
+        self.ensemble, self.betas, self.eps = ensemble, (beta1, beta2), eps
+        self.mean, self.square = torch.zeros_like(ensemble.flat), torch.zeros_like(ensemble.flat)
+        self.steps = 0
+
     @torch.no_grad()
-    def clip_(self, most: float) -> None:
-        """Scale each copy's gradient to a norm of at most `most`: copies do not see each other."""
-        norms = [g.norm(dim=1, keepdim=True) for g in self.gradients]
-        norm = norms[0] if len(norms) == 1 else torch.hypot(norms[0], norms[1])
-        scale = (most / norm.clamp_(min=1e-12)).clamp_(max=1)
-        for g in self.gradients:
-            g.mul_(scale)
+    def step(self, rates: Tensor) -> None:
+        """One update along `ensemble.gradient` with these rates (P,)."""
+        self.steps += 1
+        (beta1, beta2), gradient = self.betas, self.ensemble.gradient
+        self.mean.lerp_(gradient, 1 - beta1)
+        self.square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        root = (1 - beta2**self.steps) ** 0.5
+        self.ensemble.flat.addcdiv_(
+            self.mean * rates, self.square.sqrt().add_(self.eps * root), value=-root / (1 - beta1**self.steps)
+        )

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from .config import ConfigError, check_choice, from_mapping
+from .config import ConfigError, UserError, check_choice, from_mapping
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -40,7 +40,7 @@ PLAIN = {
 }
 
 
-class ReportError(ValueError):
+class ReportError(UserError):
     """Records that cannot be reported; one line that names the file."""
 
 
@@ -217,7 +217,7 @@ def successes(rate: float, seeds: int, goal: str) -> str:
     from .analysis import wilson_interval  # imports torch
 
     count = round(rate * seeds)
-    if seeds == 0 or abs(rate * seeds - count) > 1e-3:
+    if seeds == 0 or not 0 <= count <= seeds or abs(rate * seeds - count) > 1e-3:
         return f"{100 * rate:.3g} % of the random layers became {goal}"
     low, high = wilson_interval(count, seeds)
     interval = f"95 % interval of the rate: {100 * low:.0f} to {100 * high:.0f} %"

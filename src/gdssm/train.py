@@ -4,17 +4,17 @@ Every seed has its own initial weights, its own clipping and its own optimiser s
 which are a pure function of (data_seed, step). Read `train` first.
 """
 
+import contextlib
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from .config import check_choice, check_count, check_number
-from .ensemble import Ensemble
+from .ensemble import Adam, Ensemble
 from .layers import GDSSM
 from .models import InContextModel
 from .progress import track
@@ -67,6 +67,8 @@ class TrainConfig:
     beta1, beta2    Adam's
     data_seed       seed of the tasks
     dtype           "float32" or "float64"
+    threads         of torch while training. One is the safe choice for small tasks: a second saves little, the numbers
+                    do not depend on the machine's cores, and a busy machine does not slow it tenfold
     """
 
     task: LinearRegression = field(default_factory=LinearRegression)
@@ -81,6 +83,7 @@ class TrainConfig:
     beta2: float = 0.99
     data_seed: int = 0
     dtype: str = "float32"
+    threads: int = 1
 
     def __post_init__(self) -> None:
         if not self.seeds:
@@ -91,6 +94,7 @@ class TrainConfig:
         check_count("batch", self.batch)
         check_count("warmup", self.warmup, 0)
         check_count("data_seed", self.data_seed, 0)
+        check_count("threads", self.threads)
         check_number("lr", self.lr, above=0)
         check_number("clip", self.clip, above=0)
         check_number("beta1", self.beta1, least=0, most=1)
@@ -118,44 +122,52 @@ def train(
 ) -> Ensemble:
     """Train all seeds and return them; evaluate(step, ensemble) is called before the steps in evaluate_at.
 
-    The loss of a task is 0.5 |y_query - prediction|^2 / d_y. The same configuration and number of threads give the
-    same weights. Raises NonFiniteError as soon as a loss is not finite.
+    The loss of a task is 0.5 |y_query - prediction|^2 / d_y. The same configuration gives the same weights. Raises NonFiniteError as soon as a loss is not finite.
     """
     dtype = DTYPES[config.dtype]
     ensemble = Ensemble([config.model.build(config.task, seed, dtype) for seed in config.seeds])
-    optimizer = make_optimizer(ensemble, config)
-    plans: list[Callable[[int], float]] = [partial(schedule, config, decays=decays) for decays in ensemble.is_decay]
-    plan = torch.optim.lr_scheduler.LambdaLR(optimizer, plans)
-    for step in track(config.steps, label):
-        if evaluate is not None and step in evaluate_at:
-            evaluate(step, ensemble)
-        context = config.task.sample(config.batch, seed=config.data_seed, step=step, dtype=dtype)
-        tokens = interleave(context.x, context.y, context.x_query)
-        assert context.y_query is not None
-        training_step(ensemble, optimizer, tokens, context.y_query[:, 0], config.clip, step)
-        plan.step()
+    optimizer = Adam(ensemble, beta1=config.beta1, beta2=config.beta2)
+    decays = decay_columns(ensemble)
+    with _threads(config.threads):
+        for step in track(config.steps, label):
+            if evaluate is not None and step in evaluate_at:
+                evaluate(step, ensemble)
+            context = config.task.sample(config.batch, seed=config.data_seed, step=step, dtype=dtype)
+            tokens = interleave(context.x, context.y, context.x_query)
+            assert context.y_query is not None
+            others, decay = (config.lr * schedule(config, step, decays=which) for which in (False, True))
+            training_step(optimizer, tokens, context.y_query[:, 0], others + decays * (decay - others), config.clip, step)
     return ensemble
 
 
-def make_optimizer(ensemble: Ensemble, config: TrainConfig) -> torch.optim.Adam:
-    """Adam on the ensemble's matrices; elementwise, so every copy has its own state."""
-    parameters = []
-    for flat, gradient in zip(ensemble.flat, ensemble.gradients, strict=True):
-        parameter = torch.nn.Parameter(flat)  # shares memory with the copies' parameters
-        parameter.grad = gradient
-        parameters.append({"params": [parameter]})
-    return torch.optim.Adam(parameters, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """torch with this many threads; as before afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
-def training_step(
-    ensemble: Ensemble, optimizer: torch.optim.Optimizer, tokens: Tensor, target: Tensor, clip: float, step: int = 0
-) -> None:
-    """One update of every copy: tokens (B, T, D), target (B, d_y)."""
+def decay_columns(ensemble: Ensemble) -> Tensor:
+    """1 for the columns that hold decays' log rates, 0 for the others: (P,)."""
+    chosen = torch.zeros_like(ensemble.flat[0])
+    for name, columns in ensemble.columns.items():
+        if name.endswith("log_rate"):
+            chosen[columns] = 1
+    return chosen
+
+
+def training_step(optimizer: Adam, tokens: Tensor, target: Tensor, rates: Tensor, clip: float, step: int = 0) -> None:
+    """One update of every copy: tokens (B, T, D), target (B, d_y), rates (P,); each copy's gradient has norm <= clip."""
+    ensemble = optimizer.ensemble
     prediction = ensemble(tokens)  # (S, B, d_y)
     loss = mse_loss(prediction, target.expand_as(prediction), reduction="sum") * (0.5 / target.numel())
     if not math.isfinite(loss.item()):
         bad = (~torch.isfinite(prediction).all(2).all(1)).nonzero().flatten().tolist()
         raise NonFiniteError(f"step {step}: the loss is not finite for the copies at positions {bad}")
     ensemble.differentiate(loss)
-    ensemble.clip_(clip)
-    optimizer.step()
+    ensemble.gradient.renorm_(2, 0, clip)  # row by row
+    optimizer.step(rates)

@@ -33,6 +33,12 @@ def _by_head(scores: Tensor, width: int, stride: int) -> Tensor:
     return scores.unfold(2, width, stride).transpose(0, 1).flatten(1, 2)
 
 
+@functools.lru_cache(maxsize=64)
+def _countdown(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The ages K-1, .., 0 of a context's windows, (1, K)."""
+    return torch.arange(count - 1, -1, -1, dtype=dtype, device=device)[None]
+
+
 def _plain(x: Tensor) -> Tensor:
     """The same (B, G, N) numbers with ordinary strides: an axis of size 1 may carry any, and bmm is slow on some."""
     return x.flatten(0, 1).view(x.shape)
@@ -290,7 +296,7 @@ class LayerReadout(torch.autograd.Function):
             saved: tuple[Tensor | None, ...] = (s,)
         else:
             count = (tokens.shape[1] - width) // stride + 1
-            age = torch.arange(count - 1, -1, -1, dtype=q.dtype, device=q.device)[None]
+            age = _countdown(count, q.dtype, q.device)
             z, saved = ScalarCore.forward(tokens, q, w_q, log, stride, age, None)
         z = _swapped(z.view(batch, len(c) // heads, -1))  # (S, B, H D)
         mix = c.unflatten(0, (-1, heads)).transpose(2, 3).flatten(1, 2)  # (S, H D, D)
