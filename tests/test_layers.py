@@ -442,11 +442,12 @@ def test_what_merging_and_forgetting_need(what):
 
     with pytest.raises(ValueError, match=rf"{what}: Lambda must be 1, its smallest entry is 0\.5"):
         act(example_layer_with_decay(0.5))
-    third = example_layer()
-    with torch.no_grad():
-        third.w_q[1, 2, 0] = 0.25
-    with pytest.raises(ValueError, match=rf"{what}: w_q must read only the first 2 tokens of a window.*0\.25"):
-        act(third)
+    for entry in ((1, 2, 0), (1, 0, 2)):
+        third = example_layer()
+        with torch.no_grad():
+            third.w_q[entry] = 0.25
+        with pytest.raises(ValueError, match=rf"{what}: w_q must read only the first 2 tokens of a window.*0\.25"):
+            act(third)
     act(example_layer_with_decay(1.0))  # a stored 1 will do
 
 

@@ -89,7 +89,7 @@ def test_only_the_decays_keep_the_peak_rate() -> None:
 
 
 def test_non_finite_values_stop_training_and_name_step_and_copy() -> None:
-    config = replace(CONFIG, lr=1e30, clip=1e30, warmup=0)
+    config = replace(CONFIG, lr=1e30, warmup=0, dtype="float32")
     with pytest.raises(NonFiniteError, match=r"step \d+: the loss is not finite for the copies at positions \[0, 1\]"):
         train(config)
 

@@ -157,10 +157,10 @@ def conjugate_gradient(x: Tensor, y: Tensor, x_query: Tensor, *, alpha: float, s
         for _ in range(steps):
             going = size > torch.finfo(b.dtype).eps ** 2 * first
             image = ((x @ direction[:, :, None]) * x).sum(1) + alpha * direction
-            step = torch.where(going, size / (direction * image).sum(1), 0)
+            step = torch.where(going, size / torch.where(going, (direction * image).sum(1), 1), 0)
             v, residual = v + step[:, None] * direction, residual - step[:, None] * image
             new = (residual * residual).sum(1)
-            direction = residual + torch.where(going, new / size, 0)[:, None] * direction
+            direction = residual + torch.where(going, new / torch.where(going, size, 1), 0)[:, None] * direction
             size = torch.where(going, new, size)
         rows.append(v)
     out = _apply(y.mT @ x, torch.stack(rows, dim=1))

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 SOLVERS = {"gd": "gradient descent", "cg": "conjugate gradient"}
 RIDGE_ALPHA = 1.0  # of the ridge regression reported for comparison: scikit-learn's default, on standardised columns
 _GD_STEPS = 100
-_CHUNK_CELLS = 1 << 17  # read at a time
+_CHUNK_CELLS = 1 << 14  # read at a time, unless these are fewer rows than
+_CHUNK_ROWS = 64
 _NO_FOLD = -1  # the fold of rows that every context reads
 _PATIENCE = 2.0  # seconds before progress is shown
 
@@ -327,7 +328,7 @@ def _chunks(table: Table, folds: Iterable[int], watch: Watch | None = None) -> I
     import torch
 
     rows, ids = table.read(watch), iter(folds)
-    size = max(16, min(4096, _CHUNK_CELLS // len(table.places)))
+    size = max(_CHUNK_ROWS, _CHUNK_CELLS // len(table.places))
     while piece := list(itertools.islice(rows, size)):
         yield torch.tensor(piece, dtype=torch.float64), torch.tensor(list(itertools.islice(ids, len(piece))))
 

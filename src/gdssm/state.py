@@ -76,16 +76,18 @@ class State:
                 raise ValueError(f"{name} must be ({batch}, at most {layer.d_model}), got shape {tuple(value.shape)}")
             pair.append(nn.functional.pad(value.to(self.z), (0, layer.d_model - value.shape[1])))
         s = torch.stack(pair, dim=1)  # (B, 2, D)
-        return replace(self, z=self.z - _window_product(layer.w_q[:, :2, :2], s), seen=self.seen - 2)
+        # a first window that is not finished yet would start before the shortened stream: it is completed here
+        z = self.z + self._pending(first_only=True) - _window_product(layer.w_q[:, :2, :2], s)
+        return replace(self, z=z, seen=self.seen - 2)
 
-    def _pending(self) -> Tensor:
+    def _pending(self, *, first_only: bool = False) -> Tensor:
         """What windows begun but not finished will add, read from their first R tokens."""
         width, stride = self.layer.window, self.layer.stride
         w_q = self.layer.w_q[:, :stride, :stride]
         total = torch.zeros_like(self.z)
         for available in range(stride, width):
             start = self.seen - available
-            begun = (start >= 0) & (start % stride == 0)
+            begun = start == 0 if first_only else (start >= 0) & (start % stride == 0)
             if bool(begun.any()):
                 first = width - 1 - available
                 m = _window_product(w_q, self.tail[:, first : first + stride].to(self.z))

@@ -122,7 +122,8 @@ def train(
 ) -> Ensemble:
     """Train all seeds and return them; evaluate(step, ensemble) is called before the steps in evaluate_at.
 
-    The loss of a task is 0.5 |y_query - prediction|^2 / d_y. The same configuration gives the same weights. Raises NonFiniteError as soon as a loss is not finite.
+    The loss of a task is 0.5 |y_query - prediction|^2 / d_y. The same configuration gives the same weights. Raises
+    NonFiniteError as soon as a loss is not finite.
     """
     dtype = DTYPES[config.dtype]
     ensemble = Ensemble([config.model.build(config.task, seed, dtype) for seed in config.seeds])

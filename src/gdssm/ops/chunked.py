@@ -120,12 +120,10 @@ def _row_chunk(log: Tensor, steps: Tensor, queries: Tensor, keys: Tensor, values
 def _full_chunk(log: Tensor, steps: Tensor, queries: Tensor, keys: Tensor, values: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     """log (H, D, D): every entry of Z has its own decay, so Z is formed at every window of the chunk."""
     gained = torch.matmul(keys.transpose(-1, -2), values)  # (B, H, c, D, D)
-    constant = steps.shape[0] == 1
-    lam = log.exp()
     local = torch.zeros_like(z, dtype=keys.dtype)  # what this chunk adds, without z
     states = []
     for k in range(steps.shape[1]):
-        kept = lam if constant else (steps[:, k, None, None, None] * log).exp()
+        kept = (steps[:, k, None, None, None] * log).exp()  # (1 or B, H, D, D)
         local = torch.addcmul(gained[:, :, k], kept.to(local.dtype), local)
         z = kept * z
         states.append(local + z.to(local.dtype))

@@ -18,7 +18,7 @@ from torch import Tensor
 from .windows import carry_dtype
 
 STRUCTURES = ("none", "head", "row", "full", "input")
-_SMALLEST = -1000.0  # exp of it is 0 in float64; keeps log 0 = -inf out of the sums of logarithms
+SMALLEST = -1000.0  # exp of it is 0 in float64; keeps log 0 = -inf out of the sums of logarithms
 
 
 @dataclass(frozen=True)
@@ -65,4 +65,4 @@ def make(log_decay: Tensor | None, structure: str, device: torch.device) -> Deca
     dtype = carry_dtype(device)
     if log_decay is None:
         return Decay("none", torch.zeros((), dtype=dtype, device=device))
-    return Decay(structure, log_decay.to(dtype).clamp(min=_SMALLEST))
+    return Decay(structure, log_decay.to(dtype).clamp(min=SMALLEST))

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_SMALLEST = -1000.0  # exp of it is 0; keeps 0 * log 0 out of the exponents
+from .decay import SMALLEST
+
 _DENSE_SPAN = 256  # tokens up to which the stencil is one matrix
 _CHUNK_ELEMENTS = 1 << 19  # numbers per temporary of FullReadout, about what stays in a cache
 
@@ -73,7 +74,7 @@ class ScalarCore:
         tokens: Tensor, q: Tensor, w_q: Tensor, log: Tensor | None, stride: int, age: Tensor, valid: Tensor | None
     ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
         """tokens (B, S, D), q (B, G, D), w_q (G, W, W), log (G,), age (1 or B, K), valid (B, K) -> (B, G, D), saved."""
-        kept = None if log is None else (age * log.clamp(min=_SMALLEST)[:, None, None]).exp_()  # (G, 1 or B, K)
+        kept = None if log is None else (age * log.clamp(min=SMALLEST)[:, None, None]).exp_()  # (G, 1 or B, K)
         if valid is not None:
             kept = valid[None].to(q.dtype) if kept is None else kept * valid
         scores = torch.bmm(q, tokens.transpose(1, 2))  # (B, G, S)
@@ -229,7 +230,7 @@ def _left_and_power(s: Tensor, q: Tensor, w_q: Tensor, log: Tensor, piece: slice
     age = torch.arange(len(s) - 1 - piece.start, len(s) - 1 - piece.stop, -1, dtype=q.dtype, device=q.device)[:, None, None, None]
     keys = torch.matmul(_stacked(w_q), s[piece].flatten(2))  # (k, G W, B D)
     keys = keys.view(len(age), *w_q.shape[:2], *s.shape[2:])
-    power = (age * log.clamp(min=_SMALLEST)).exp_()
+    power = (age * log.clamp(min=SMALLEST)).exp_()
     return age, keys, keys * q[:, None], power
 
 
@@ -288,7 +289,7 @@ class LayerReadout(torch.autograd.Function):
         """See the class."""
         batch, width = len(tokens), d.shape[1]
         q = torch.bmm(d.expand(batch, -1, -1), tokens[:, -width:])  # (B, G, D)
-        log = None if rate is None else rate.exp().neg_()
+        log = None if rate is None else rate.exp().neg_().clamp_(min=SMALLEST)
         if log is not None and log.ndim == 3:
             s = tokens.unfold(1, width, stride).permute(1, 3, 0, 2).contiguous()  # (K, W, B, D)
             q = _swapped(q)

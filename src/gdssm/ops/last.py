@@ -171,7 +171,7 @@ def _power(lam: decays.Decay, age: Tensor) -> Tensor:
 
 def _row(windows: Windows, w_q: Tensor, log: Tensor, q: Tensor, age: Tensor) -> Tensor:
     """W scores per window against the query decayed by the window's age: log (G, D), q (B, G, D) -> (B, G, D)."""
-    power = (age[:, None, :, None] * log[:, None]).exp()  # (1 or B, G, K, D)
+    power = (age[:, None, :, None] * log.clamp(min=decays.SMALLEST)[:, None]).exp()  # (1 or B, G, K, D)
     if windows.valid is not None:
         power = power * windows.valid[:, None, :, None]
     decayed = (q[:, :, None] * power).transpose(1, 2)  # (B, K, G, D)
