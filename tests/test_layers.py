@@ -280,6 +280,11 @@ def test_wrong_tokens_are_named(tokens, error, message):
             call(tokens)
 
 
+def test_a_block_without_a_window_has_no_last_output():
+    with pytest.raises(ValueError, match="no window of 3 tokens ends in sequence 0"):
+        TwoStepBlock(3).last(torch.ones(2, 2, 3))
+
+
 @pytest.mark.parametrize("dtype", [None, torch.float32])
 def test_an_initial_state_is_no_state(dtype):
     layer, tokens = random_layer("row", n_heads=2), normal(2, 7, 3)
@@ -392,6 +397,16 @@ def test_merged_states_of_several_pieces_and_lengths():
     for b, n in enumerate(lengths.tolist()):
         whole = torch.cat([stream[b : b + 1, :n], stream[b : b + 1, 8:16]], dim=1)
         assert ratio(both.z[b], layer(whole)[1].z[0]) <= 1e-12
+
+
+def test_merging_with_an_empty_state_changes_nothing():
+    """Whatever tokens the query taps read."""
+    layer, context, queries = example_layer(), normal(2, 8, 3), normal(2, 3, 3, seed=1)
+    layer.load_arrays(d=normal(2, 3, seed=2))
+    state, empty = layer(context)[1], layer.init_state(2)
+    wanted = layer.answer(state, queries)
+    assert ratio(layer.answer(empty.merge(state), queries), wanted) <= 1e-12
+    assert ratio(layer.answer(state.merge(empty), queries), wanted) <= 1e-12
 
 
 def test_merging_at_stride_one():
