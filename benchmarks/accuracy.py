@@ -21,6 +21,7 @@ from gdssm.ops import BACKENDS, ScanState, gd_scan
 
 GOLDEN = Path(__file__).parents[1] / "tests" / "data" / "published_forward.npz"
 DOUBLE = torch.float64
+SPANS = {"forgetting": (0.7, 1.0), "weight_decay": (0.0, 0.1), "momentum": (0.0, 0.5)}
 
 
 def ratio(found: Tensor, wanted: Tensor) -> float:
@@ -54,8 +55,8 @@ def constructions() -> None:
         context = gdssm.LinearRegression(d_x, d_y, n, n_queries=3, noise_std=0.1).sample(4, seed=trial, dtype=DOUBLE)
         top = float(torch.linalg.eigvalsh(context.x.mT @ context.x / n).max())
         w0 = torch.as_tensor(rng.normal(size=(d_y, d_x)))
-        shared: dict[str, Any] = {"lr": float(rng.uniform(0.1, 1.9)) / top, "steps": k, "w0": w0, "forgetting": float(rng.uniform(0.7, 1))}
-        shared |= {"weight_decay": float(rng.uniform(0, 0.1)), "momentum": float(rng.uniform(0, 0.5))}
+        shared: dict[str, Any] = {"lr": float(rng.uniform(0.1, 1.9)) / top, "steps": k, "w0": w0}
+        shared |= {name: float(rng.uniform(*span)) for name, span in SPANS.items()}
         built = construct.gradient_descent(d_x, d_y, n_context=n, dtype=DOUBLE, **shared)
         explicit = learners.gradient_descent(context.x, context.y, context.x_query, **shared)
         errors.append(ratio(gdssm.as_predictor(built)(context), explicit))

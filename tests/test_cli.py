@@ -30,7 +30,8 @@ def run(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, 
         (["reproduce", "--seeds", "many"], "'many'"),
         (["reproduce", "--seed", "-1"], "--seed must be an integer >= 0, got -1"),
         (["reproduce", "--sedes", "3"], "--sedes"),
-        (["reproduce", "--out", "FILE/x"], "is a file, a directory is needed"),
+        (["reproduce", "--out", "FILE"], "--out is 'FILE', which is a file; a directory is needed"),
+        (["reproduce", "--out", "FILE/x"], "--out is 'FILE/x', where nothing can be written: Not a directory"),
         (["predict", "nowhere.csv", "--target", "y"], "nowhere.csv"),
         (["predict", "nowhere.csv"], "--target"),
         (["predict", "nowhere.csv", "--target", "y", "--steps", "0"], "steps"),
@@ -59,6 +60,19 @@ def test_errors_and_lists_do_not_import_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_reader_that_stops_early_is_no_error(tmp_path: Path) -> None:
+    rows = [f"{i},{i * i % 7},{3 * i}" for i in range(20_000)]
+    (tmp_path / "t.csv").write_text("\n".join(["a,b,y", *rows]) + "\n")
+    command = [sys.executable, "-c", "from gdssm import cli; cli.main()", "predict", "t.csv", "--target", "y", "--query", "t.csv"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "y\n"
+        process.stdout.close()
+        assert "Traceback" not in process.stderr.read()
+    assert process.returncode == 0
 
 
 def test_version_and_list(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ import importlib.util
 import io
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -116,14 +117,20 @@ def predict(
 
 
 def _check_directory(path: Path) -> None:
-    """ConfigError where DIR cannot be a directory to write in."""
-    existing = path
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
-    if not existing.is_dir():
-        raise ConfigError(f"--out is {str(path)!r}; {str(existing)!r} is a file, a directory is needed")
-    if not os.access(existing, os.W_OK):
-        raise ConfigError(f"--out is {str(path)!r}; {str(existing)!r} cannot be written to")
+    """ConfigError where files cannot be written to DIR; leaves no trace, for the run may still be interrupted."""
+    missing = [p for p in (path, *path.parents) if not p.exists()]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except FileExistsError:
+        raise ConfigError(f"--out is {str(path)!r}, which is a file; a directory is needed") from None
+    except OSError as error:
+        raise ConfigError(f"--out is {str(path)!r}, where nothing can be written: {error.strerror}") from None
+    finally:
+        for made in missing:
+            if made.is_dir():
+                made.rmdir()
 
 
 COMMANDS: dict[str, Callable[..., int]] = {"reproduce": reproduce, "predict": predict}
@@ -144,6 +151,9 @@ def _guarded(given: list[str]) -> int:
     except UserError as error:  # bad input: every message is one line
         print(f"gdssm: {error}", file=sys.stderr)
         return EXIT_USAGE
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print("gdssm: interrupted; nothing of the unfinished run was written", file=sys.stderr)
         return EXIT_INTERRUPTED
