@@ -226,8 +226,11 @@ class TwoStepBlock(nn.Module):
         return (first[:, :, 0] + p[:, :, 1]).to(tokens.dtype), after
 
     def last(self, tokens: Tensor) -> Tensor:
-        """The last window's output, (B, D)."""
-        return self(tokens)[0][:, -1]
+        """The last window's output, (B, D). ValueError where the tokens hold no window."""
+        outputs = self(tokens)[0]
+        if outputs.shape[1] == 0:
+            raise ValueError(f"tokens: no window of {self.window} tokens ends in {tokens.shape[1]}, so there is no last output")
+        return outputs[:, -1]
 
     def _scan(
         self, part: slice, stream: Tensor, q: Tensor, state: ScanState | None, lengths: Tensor | None

@@ -110,18 +110,22 @@ def write_report(directory: Path) -> Path:
 
 
 def summary_table(results: Mapping[str, Any]) -> "Table":
-    """The claims of one results.json as a table for the terminal. ReportError where it is not a results.json's content."""
+    """The claims of one results.json as a table for a terminal of 80 columns; the report has more of each claim.
+
+    ReportError where it is not a results.json's content.
+    """
     from rich.table import Table
     from rich.text import Text
 
     read = parse_results(results, "results")
     title = f"{read.experiment}, preset {read.preset}, {counted(len(read.seeds), 'seed')}"
     table = Table(title=Text(title), caption=Text(verdict(read)))
-    for name, side in (("claim", "left"), ("kind", "left"), ("predicted", "right"), ("measured", "right"), ("target", "right")):
-        table.add_column(name, justify="right" if side == "right" else "left", overflow="fold")
+    table.add_column("claim", overflow="fold")
+    table.add_column("measured", justify="right")
+    table.add_column("target", justify="right")
     table.add_column("holds")
     for claim in read.claims:
-        cells = (claim.name, claim.kind, number(claim.predicted), number(claim.value), claim.wanted)
+        cells = (claim.name, number(claim.value), claim.wanted)
         table.add_row(*map(Text, cells), Text(answer(claim.holds), style="green" if claim.holds else "bold red"))
     return table
 

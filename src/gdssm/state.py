@@ -55,7 +55,14 @@ class State:
         _check_removable(self.layer, "merge")
         stride = self.layer.stride
         kept = self.seen - self.seen % stride
-        return replace(other, z=self.z + self._pending() + other.z, seen=kept + other.seen)
+        goes_on = other.seen > 0  # a sequence that has read nothing leaves self's as it is
+        where = goes_on.to(self.z.device)
+        return replace(
+            self,
+            z=torch.where(where[:, None, None, None], self.z + self._pending() + other.z, self.z),
+            tail=torch.where(where[:, None, None], other.tail, self.tail),
+            seen=torch.where(goes_on, kept + other.seen, self.seen),
+        )
 
     def forget(self, x: Tensor, y: Tensor) -> "State":
         """Take one example per sequence back out of the state: x (B, d_x), y (B, d_y).
