@@ -229,7 +229,7 @@ class TwoStepBlock(nn.Module):
         """The last window's output, (B, D). ValueError where the tokens hold no window."""
         outputs = self(tokens)[0]
         if outputs.shape[1] == 0:
-            raise ValueError(f"tokens: no window of {self.window} tokens ends in {tokens.shape[1]}, so there is no last output")
+            raise ValueError(f"tokens: no window of {self.window} tokens ends in sequence 0, so it has no last output")
         return outputs[:, -1]
 
     def _scan(
