@@ -140,7 +140,7 @@ def check_lengths(lengths: Tensor | None, batch: int, tokens: int) -> Tensor | N
     if lengths is None:
         return None
     lengths = torch.as_tensor(lengths, device="cpu")
-    if lengths.is_floating_point() or lengths.shape != (batch,):
+    if lengths.is_floating_point() or lengths.dtype == torch.bool or lengths.shape != (batch,):
         raise ValueError(f"lengths must be {batch} integers, one per sequence, got {lengths.dtype} of shape {tuple(lengths.shape)}")
     if batch and (int(lengths.min()) < 0 or int(lengths.max()) > tokens):
         raise ValueError(f"lengths must lie in 0..{tokens} (the tokens given), got {lengths.tolist()}")
