@@ -68,7 +68,7 @@ class TrainConfig:
     data_seed       seed of the tasks
     dtype           "float32" or "float64"
     threads         of torch while training. One is the safe choice for small tasks: a second saves little, the numbers
-                    do not depend on the machine's cores, and a busy machine does not slow it tenfold
+                    do not depend on the machine's cores, and a busy machine does not slow it several times
     """
 
     task: LinearRegression = field(default_factory=LinearRegression)
