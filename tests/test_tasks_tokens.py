@@ -109,6 +109,16 @@ def test_a_batch_depends_on_seed_and_step_alone(inputs):
         assert torch.count_nonzero(other == first) <= 1
 
 
+@pytest.mark.parametrize("noise", [0.0, 0.5])
+def test_the_true_weights_are_those_of_the_sample(noise):
+    task = LinearRegression(d_x=3, d_y=2, n_queries=5, weight_scale=2.0, noise_std=noise)
+    context = task.sample(4, seed=1, step=2, dtype=DOUBLE)
+    w = task.true_weights(4, seed=1, step=2, dtype=DOUBLE)
+    assert w.shape == (4, 2, 3)
+    assert ratio(context.x_query @ w.transpose(1, 2), context.y_query) < 1e-14
+    assert not torch.equal(w, task.true_weights(4, seed=1, step=3, dtype=DOUBLE))
+
+
 def test_neighbouring_steps_are_uncorrelated():
     task = LinearRegression(d_x=4, n_examples=8)
     draws = torch.stack([numbers(task.sample(50, seed=0, step=step)) for step in range(8)])

@@ -3,10 +3,14 @@
 Axes: B batch of tasks, N examples, M queries.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,6 +27,8 @@ class Context:
     y_query: Tensor | None = None
 
     def __post_init__(self) -> None:
+        from torch import Tensor  # here, so that settings of tasks are checked without torch
+
         for name in ("x", "y", "x_query", "y_query"):
             value = getattr(self, name)
             if value is None and name == "y_query":
@@ -44,5 +50,5 @@ class Context:
         return self.x.shape[0]
 
 
-Predictor = Callable[[Context], Tensor]
+Predictor = Callable[[Context], "Tensor"]
 """Predictions (B, M, d_y) for a Context: the one convention for networks, constructions and explicit learners."""
