@@ -14,6 +14,7 @@ SOURCE = Path(gdssm.__file__).parent
 # Who may import whom: a module imports what stands on an earlier line, or beside it; modules not listed come last.
 ORDER = [
     {"config", "progress", "table"},
+    {"records"},
     {"ops"},
     {"weights", "tasks", "theory"},
     {"state"},
@@ -23,7 +24,9 @@ ORDER = [
     {"construct", "tokens", "ensemble"},
     {"train", "predict", "checkpoint"},
     {"analysis"},
-    {"figures"},
+    {"views"},
+    {"figures", "heatmaps"},
+    {"interactive"},
     {"report"},
     {"experiments"},
     {"cli", "__main__"},

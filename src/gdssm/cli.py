@@ -116,6 +116,19 @@ def predict(
     return 0
 
 
+def report(directory: tyro.conf.Positional[Path], /, out: Path | None = None) -> int:
+    """Make the report again from saved records; nothing is run.
+
+    Args:
+        directory: holds results.json and record.json, or NAME/results.json and NAME/record.json
+        out: file to write; DIR/report.html where not given
+    """
+    from .report import write_report
+
+    print(f"report: {write_report(directory, out)}")
+    return 0
+
+
 def _check_directory(path: Path) -> None:
     """ConfigError where files cannot be written to DIR; leaves no trace, for the run may still be interrupted."""
     missing = [p for p in (path, *path.parents) if not p.exists()]
@@ -133,7 +146,7 @@ def _check_directory(path: Path) -> None:
                 made.rmdir()
 
 
-COMMANDS: dict[str, Callable[..., int]] = {"reproduce": reproduce, "predict": predict}
+COMMANDS: dict[str, Callable[..., int]] = {"reproduce": reproduce, "predict": predict, "report": report}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -21,6 +21,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
+from . import records
+
 Array = NDArray[np.float64]
 Variant = Mapping[str, Any]
 
@@ -76,8 +78,7 @@ def series(variant: Variant, key: str) -> Array:
 
 def middle_seed(variant: Variant) -> int:
     """Position of the seed with the median final loss, the lower of two."""
-    final = series(variant, "loss")[:, -1]
-    return int(np.argsort(final, kind="stable")[(len(final) - 1) // 2])
+    return records.middle_seed(series(variant, "loss")[:, -1].tolist())
 
 
 def loss_figure(variant: Variant) -> Figure:
