@@ -149,7 +149,6 @@ def test_a_model_of_k_steps_learns_its_rates() -> None:
     rate, _ = theory.one_step_optimum(6, 3, x_var=1 / 12, x_fourth_moment=1 / 80)
     one_step = learners.predictor(learners.gradient_descent, lr=rate)
     assert alignment(gdssm.as_predictor(model), one_step, TASK.sample(2000, seed=77)).loss_ratio < 1
-    assert float(model.layer.rates.diff().abs()) > 0.1  # they start equal
 
 
 def test_a_small_layer_becomes_gradient_descent() -> None:

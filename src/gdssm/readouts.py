@@ -16,6 +16,7 @@ Axes: B batch, T tokens, K windows, M queries, W window width, R stride, D featu
 Head 0 is A, head 1 is B; row i of Z belongs to the first factor of a window's product, so A = Z_0^T, B = Z_1^T.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -62,7 +63,6 @@ class PairReadout(nn.Module):
         self.alpha = nn.Parameter(torch.zeros((), dtype=dtype))
         self.decay = DecayParameter(decay, 2, None, dtype=dtype)
         self.skip = nn.Parameter(torch.zeros(d_model, d_model, dtype=dtype)) if skip and d_model else None
-        self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
@@ -209,9 +209,22 @@ class IteratedReadout(PairReadout):
     ) -> None:
         check_size("k", k)
         super().__init__(window=window, stride=stride, decay=decay, normalize=normalize, skip=skip, d_model=d_model, dtype=dtype)
-        self.rates = nn.Parameter(torch.full((k,), 0.1, dtype=dtype))
+        self.rates = nn.Parameter(torch.empty(k, dtype=dtype))
         self.momenta = nn.Parameter(torch.zeros(k - 1, dtype=dtype)) if momentum else None
         self.lookaheads = nn.Parameter(torch.zeros(k - 1, dtype=dtype)) if momentum else None
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """As PairReadout's; rates log-uniform in [0.05, 0.2], momenta 0.
+
+        Equal rates would have equal gradients and stay equal, for the order of the steps does not matter.
+        """
+        super().reset_parameters(generator)
+        self.rates.uniform_(math.log(0.05), math.log(0.2), generator=generator).exp_()
+        for added in (self.momenta, self.lookaheads):
+            if added is not None:
+                added.zero_()
 
     def extra_repr(self) -> str:
         return f"k={len(self.rates)}, window={self.window}, stride={self.stride}"
@@ -248,6 +261,7 @@ class ConjugateGradientReadout(PairReadout):
         check_size("k", k)
         super().__init__(window=window, stride=stride, decay=decay, normalize=normalize, dtype=dtype)
         self.k = k
+        self.reset_parameters()
 
     def solve(self, apply_b: Callable[[Tensor], Tensor], q: Tensor) -> Tensor:
         alpha = self.alpha.to(q.dtype)
@@ -289,6 +303,7 @@ class NewtonReadout(PairReadout):
         check_size("k", k)
         super().__init__(window=window, stride=stride, decay=decay, normalize=normalize, dtype=dtype)
         self.k = k
+        self.reset_parameters()
 
     def solve(self, apply_b: Callable[[Tensor], Tensor], q: Tensor) -> Tensor:
         eye = torch.eye(q.shape[-1], dtype=q.dtype, device=q.device)
