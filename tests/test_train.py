@@ -10,9 +10,10 @@ from gdssm import learners, theory
 from gdssm.analysis import alignment
 from gdssm.config import ConfigError, from_mapping
 from gdssm.ensemble import Adam, Ensemble
+from gdssm.settings import ModelConfig, TrainConfig
 from gdssm.tasks import LinearRegression
 from gdssm.tokens import interleave
-from gdssm.train import ModelConfig, NonFiniteError, TrainConfig, decay_columns, schedule, train, training_step
+from gdssm.train import NonFiniteError, build_model, decay_columns, schedule, train, training_step
 
 TASK = LinearRegression(d_x=3, d_y=3, n_examples=6)
 CONFIG = TrainConfig(task=TASK, seeds=(3, 8), steps=30, batch=16, warmup=5, dtype="float64")
@@ -38,7 +39,7 @@ def test_a_copy_in_an_ensemble_is_trained_as_if_alone(decay: str) -> None:
 @pytest.mark.parametrize("decay", ["head", "full", "row"])
 def test_one_step_is_torchs_adam_with_clipping(decay: str) -> None:
     config = replace(CONFIG, model=ModelConfig(decay=decay), seeds=(3,), clip=0.05)
-    model = config.model.build(TASK, 3, torch.float64)
+    model = build_model(config.model, TASK, 3, torch.float64)
     ensemble = Ensemble([model])
     optimizer = Adam(ensemble, beta1=config.beta1, beta2=config.beta2)
     rates = torch.full_like(ensemble.flat[0], config.lr)
@@ -82,7 +83,7 @@ def test_the_schedule_warms_up_and_ends_at_zero() -> None:
 
 
 def test_only_the_decays_keep_the_peak_rate() -> None:
-    ensemble = Ensemble([ModelConfig(decay="head").build(TASK, 0, torch.float64)])
+    ensemble = Ensemble([build_model(ModelConfig(decay="head"), TASK, 0, torch.float64)])
     chosen = decay_columns(ensemble)
     assert chosen.sum() == 1
     assert chosen[ensemble.columns["layer.decay.log_rate"]] == 1
@@ -96,11 +97,11 @@ def test_non_finite_values_stop_training_and_name_step_and_copy() -> None:
 
 def test_a_small_layer_becomes_gradient_descent() -> None:
     config = TrainConfig(task=TASK, seeds=(0,), steps=800, batch=64, lr=0.02)
-    model = train(config).load(config.model.build(TASK, 0, torch.float32), 0)
+    model = train(config).load(build_model(config.model, TASK, 0, torch.float32), 0)
     rate, _ = theory.one_step_optimum(6, 3, x_var=1 / 12, x_fourth_moment=1 / 80)
     gd = learners.predictor(learners.gradient_descent, lr=rate)
     found = alignment(gdssm.as_predictor(model), gd, TASK.sample(2000, seed=77))
-    untrained = alignment(gdssm.as_predictor(config.model.build(TASK, 0, torch.float32)), gd, TASK.sample(2000, seed=77))
+    untrained = alignment(gdssm.as_predictor(build_model(config.model, TASK, 0, torch.float32)), gd, TASK.sample(2000, seed=77))
     assert found.loss_ratio < 1.05 < untrained.loss_ratio
     assert found.sensitivity_cosine > 0.99 > untrained.sensitivity_cosine
 

@@ -116,6 +116,48 @@ def predict(
     return 0
 
 
+def train(
+    config: tyro.conf.Positional[Path],
+    /,
+    out: Path,
+    resume: tyro.conf.FlagCreatePairsOff[bool] = False,
+    checkpoint_every: int = 200,
+    tensorboard: tyro.conf.FlagCreatePairsOff[bool] = False,
+) -> int:
+    """Train the models of a configuration, a Python file that ends in `config = gdssm.TrainConfig(..)`.
+
+    Args:
+        config: the Python file
+        out: directory of the run, made if absent: metrics, checkpoints, models, records, report
+        resume: go on from the last good checkpoint, to the same numbers as an undisturbed run
+        checkpoint_every: steps from one checkpoint to the next
+        tensorboard: write metrics for TensorBoard as well, into DIR/tensorboard
+    """
+    from .settings import read_config_file
+
+    check_count("--checkpoint-every", checkpoint_every)
+    settings = read_config_file(config)
+    _check_directory(out)
+    if tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise ConfigError("--tensorboard needs the package tensorboard, which is not installed: pip install tensorboard")
+    from .runs import run, write_record
+
+    run(settings, out, resume=resume, checkpoint_every=checkpoint_every, tensorboard=tensorboard, source=str(config))
+    print(write_record(out))
+    return _report(out)
+
+
+def _report(directory: Path) -> int:
+    """The page of a directory where matplotlib is installed."""
+    if importlib.util.find_spec("matplotlib") is None:
+        print("no report: it needs matplotlib, pip install 'gdssm[report]'")
+        return 0
+    from .report import write_report
+
+    print(f"report: {write_report(directory)}")
+    return 0
+
+
 def _check_directory(path: Path) -> None:
     """ConfigError where files cannot be written to DIR; leaves no trace, for the run may still be interrupted."""
     missing = [p for p in (path, *path.parents) if not p.exists()]
@@ -133,7 +175,7 @@ def _check_directory(path: Path) -> None:
                 made.rmdir()
 
 
-COMMANDS: dict[str, Callable[..., int]] = {"reproduce": reproduce, "predict": predict}
+COMMANDS: dict[str, Callable[..., int]] = {"reproduce": reproduce, "train": train, "predict": predict}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -154,8 +196,8 @@ def _guarded(given: list[str]) -> int:
     except BrokenPipeError:  # whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except KeyboardInterrupt:
-        print("gdssm: interrupted; nothing of the unfinished run was written", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"gdssm: {stop or 'interrupted; nothing of the unfinished run was written'}", file=sys.stderr)
         return EXIT_INTERRUPTED
     except RuntimeError as error:
         if type(error).__name__ != "NonFiniteError":  # named, not imported: training alone brings torch

@@ -6,6 +6,7 @@ No torch here: a configuration is checked before anything heavy is imported.
 import dataclasses
 import difflib
 import math
+import operator
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -27,16 +28,21 @@ def check_count(name: str, value: object, least: int = 1) -> None:
 
 
 def check_number(
-    name: str, value: object, *, least: float | None = None, above: float | None = None, most: float | None = None
+    name: str,
+    value: object,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
 ) -> None:
     """ConfigError unless value is a finite number in the range."""
-    limits = [f">= {least}"] * (least is not None) + [f"> {above}"] * (above is not None) + [f"<= {most}"] * (most is not None)
+    bounds = ((">=", least, operator.ge), (">", above, operator.gt), ("<=", most, operator.le), ("<", below, operator.lt))
+    limits = [(f"{sign} {bound}", bound, holds) for sign, bound, holds in bounds if bound is not None]
     fits = not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value)
-    if fits:
-        number = typing.cast(float, value)
-        fits = (least is None or number >= least) and (above is None or number > above) and (most is None or number <= most)
-    if not fits:
-        raise ConfigError(f"{name} must be a finite number{' ' if limits else ''}{' and '.join(limits)}, got {value!r}")
+    if not fits or not all(holds(typing.cast(float, value), bound) for _, bound, holds in limits):
+        wanted = " and ".join(text for text, _, _ in limits)
+        raise ConfigError(f"{name} must be a finite number{' ' if limits else ''}{wanted}, got {value!r}")
 
 
 def check_choice(name: str, value: object, allowed: Sequence[str]) -> None:
@@ -74,6 +80,13 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise ConfigError(f"{where}{name} is missing from {cls.__name__}")
     return cls(**made)
+
+
+def check_fields(instance: Any) -> None:
+    """Make the fields of a frozen dataclass what their annotations say, as from_mapping does; ConfigError where they cannot be."""
+    hints = typing.get_type_hints(type(instance))
+    for field in dataclasses.fields(instance):
+        object.__setattr__(instance, field.name, _typed(field.name, getattr(instance, field.name), hints[field.name]))
 
 
 def _typed(name: str, value: Any, hint: Any) -> Any:

@@ -17,9 +17,10 @@ from ..config import check_choice, check_count
 from ..ensemble import Ensemble
 from ..layers import GDSSM
 from ..models import InContextModel
+from ..settings import ModelConfig, TrainConfig
 from ..tasks import Context, Predictor
 from ..tokens import as_predictor
-from ..train import DTYPES, ModelConfig, TrainConfig, train
+from ..train import build_model, train
 from . import Outcome
 from .claims import Claim
 
@@ -116,7 +117,7 @@ class _Variant:
         return frozenset(round(last * (i / n) ** 1.5) for i in range(n))
 
     def _model(self, ensemble: Ensemble, i: int) -> InContextModel:
-        model = self.config.model.build(self.task, 0, DTYPES[self.config.dtype])
+        model = build_model(self.config.model, self.task, 0, getattr(torch, self.config.dtype))
         ensemble.load(model, i)
         return model
 
