@@ -341,7 +341,7 @@ def test_pictures_are_whole_and_say_what_they_show():
 
 @pytest.fixture(scope="module")
 def pictures():
-    spec = importlib.util.spec_from_file_location("make_concept_figures", DOCS / "make_concept_figures.py")
+    spec = importlib.util.spec_from_file_location("concept_figures", ROOT / "scripts/concept_figures.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -389,7 +389,8 @@ def test_other_models_and_precisions_resume(tmp_path: Path, steps: int, dtype: s
 def test_records_of_runs_and_checkpoints(tmp_path: Path, undisturbed: Path) -> None:
     directory = tmp_path / "run"
     shutil.copytree(undisturbed, directory)
-    line = write_record(directory)
+    folder, line = write_record(directory)
+    assert folder == directory
     record = json.loads((directory / "record.json").read_text())
     (variant,) = record["variants"]
     assert variant["steps"] == list(evaluation_steps(120, 6))

@@ -124,7 +124,7 @@ def train(
     checkpoint_every: int = 200,
     tensorboard: tyro.conf.FlagCreatePairsOff[bool] = False,
 ) -> int:
-    """Train the models of a configuration, a Python file that ends in `config = gdssm.TrainConfig(..)`.
+    """Train the models of a configuration, a Python file with a line `config = gdssm.TrainConfig(..)`.
 
     Args:
         config: the Python file
@@ -143,18 +143,27 @@ def train(
     from .runs import run, write_record
 
     run(settings, out, resume=resume, checkpoint_every=checkpoint_every, tensorboard=tensorboard, source=str(config))
-    print(write_record(out))
-    return _report(out)
-
-
-def _report(directory: Path) -> int:
-    """The page of a directory where matplotlib is installed."""
+    print(write_record(out)[1])
     if importlib.util.find_spec("matplotlib") is None:
         print("no report: it needs matplotlib, pip install 'gdssm[report]'")
         return 0
+    return report(out)
+
+
+def report(path: tyro.conf.Positional[Path], /, out: Path | None = None) -> int:
+    """Make the report again from what was saved; nothing is trained.
+
+    Args:
+        path: directory of reproduce or train, also of an unfinished run, or a checkpoint
+        out: file to write; report.html in the directory, or beside the checkpoint, where not given
+    """
     from .report import write_report
 
-    print(f"report: {write_report(directory)}")
+    if path.is_file() or (path / "run.json").is_file():
+        from .runs import write_record
+
+        path = write_record(path)[0]
+    print(f"report: {write_report(path, out)}")
     return 0
 
 
@@ -175,7 +184,7 @@ def _check_directory(path: Path) -> None:
                 made.rmdir()
 
 
-COMMANDS: dict[str, Callable[..., int]] = {"reproduce": reproduce, "train": train, "predict": predict}
+COMMANDS: dict[str, Callable[..., int]] = {"reproduce": reproduce, "train": train, "predict": predict, "report": report}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

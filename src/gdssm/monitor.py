@@ -16,9 +16,8 @@ from .settings import TrainConfig
 from .tasks import LinearRegression
 from .tokens import as_predictor
 from .train import Training
-from .views import filling, snapshot
+from .views import HELD_OUT_SEED, filling, snapshot
 
-HELD_OUT_SEED = 10**6  # no training draws these tasks
 SERIES = ("loss", "sensitivity_cosine", "sensitivity_difference", "prediction_difference")
 MOST_FEATURES = 64  # of weights kept along the training: a record stays within a megabyte or two
 

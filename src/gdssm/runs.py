@@ -171,8 +171,8 @@ class _Run:
             old.unlink()
 
 
-def write_record(path: Path) -> str:
-    """Write results.json and record.json of a run or a checkpoint, for the report, without training; the result in one line.
+def write_record(path: Path) -> tuple[Path, str]:
+    """Write results.json and record.json of a run or a checkpoint, without training: their folder, the result in one line.
 
     path   a run's directory, also of an unfinished run, or one checkpoint of it; the files of a checkpoint go into a
            folder beside it, of its name without the suffix
@@ -197,7 +197,7 @@ def write_record(path: Path) -> str:
     _write(folder / "record.json", record)
     _write(folder / "results.json", results)
     last, gd = evaluations[-1][1], record["variants"][0]["gd_loss"]
-    return (
+    return folder, (
         f"step {training.step} of {training.config.steps}: loss {max(last['loss']) / gd:.5g} times that of one step of gradient "
         f"descent, cosine {min(last['sensitivity_cosine']):.6g} (the worst of {len(last['loss'])} seeds)"
     )

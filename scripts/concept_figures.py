@@ -1,6 +1,6 @@
 """The pictures of docs/concepts.md, computed with the library and written as SVG.
 
-    python docs/make_concept_figures.py [DIRECTORY]
+    python scripts/concept_figures.py [DIRECTORY]
 
 Without a directory they go to docs/figures. The same library gives the same bytes. Each picture brings its own ground,
 light or dark as the reader's system asks, so that it can be read on any page.
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from gdssm import GDSSM, LinearRegression, as_predictor, construct, theory, tokens
 
-DIRECTORY = Path(__file__).parent / "figures"
+DIRECTORY = Path(__file__).parents[1] / "docs/figures"
 STYLE = """
   .ground { fill: #fbfbf8; stroke: #d8d8d0; }
   text { font: 14px "DejaVu Sans", Verdana, Arial, sans-serif; fill: #22221f; }
