@@ -214,16 +214,17 @@ def curves(n: int = 10, d: int = 10, most: int = 6, tasks: int = 100_000) -> Cur
         return float(0.5 * S * residual.square().sum(1).mean())
 
     rates = best_rates(known.flatten(), most)
-    one_rate = [loss(other, [_one_rate(lambda r, k=k: loss(known[:20_000], [r] * k))] * k) for k in range(1, most + 1)]
+    found = [_one_rate(lambda r: loss(known[:20_000], r), k) for k in range(1, most + 1)]
+    one_rate = [loss(other, [rate] * (k + 1)) for k, rate in enumerate(found)]
     return Curves(one_rate, [loss(other, r) for r in rates], rates)
 
 
-def _one_rate(loss: Callable[[float], float]) -> float:
-    """The rate in (0, 2) with the smallest loss, which falls and then rises."""
+def _one_rate(loss: Callable[[list[float]], float], k: int) -> float:
+    """The rate in (0, 2) whose k equal steps have the smallest loss, which falls and then rises."""
     low, high = 0.0, 2.0
     while high - low > 1e-4:
         a, b = low + (high - low) / 3, high - (high - low) / 3
-        if loss(a) < loss(b):
+        if loss([a] * k) < loss([b] * k):
             high = b
         else:
             low = a
