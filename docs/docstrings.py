@@ -25,7 +25,7 @@ def markdown(text: str) -> str:
         if match:
             rows.append([match["names"], match["text"]])
             column = match.start("text")
-        elif rows and line.strip() and len(line) - len(line.lstrip()) == column:
+        elif rows and line.strip() and len(line) - len(line.lstrip()) >= column:
             rows[-1][1] += " " + line.strip()
         else:
             lines += table(rows)
