@@ -365,7 +365,7 @@ def test_the_state_approaches_the_task(pictures):
 
 def site_python():
     """A python that has mkdocs: this one, or the one that GDSSM_DOCS_PYTHON names."""
-    given = os.environ.get("GDSSM_DOCS_PYTHON")
+    given = os.environ.get("GDSSM_DOCS_PYTHON") or None
     if given is None and all(importlib.util.find_spec(name) for name in ("mkdocs", "mkdocstrings", "material")):
         return sys.executable
     return given
