@@ -214,7 +214,8 @@ def filling_html(variant: Variant, suffix: str) -> str:
     note = (
         f"One held-out context of {len(filling['x'])} examples, read by the layer of seed {filling['seed']}. Layer: the linear "
         "model that its state holds, d₃ C Zᵀ, with the latest window closed by a zero token. Gradient descent: (η/N) Σ yₖ xₖᵀ "
-        f"over the examples so far, η = {filling['rate']:.4g}, that is one step from 0 once all are read; one step is not meant to reach W. "
+        f"over the examples so far, η = {filling['rate']:.4g}, that is one step from 0 once all are read; one step is not meant "
+        "to reach W. "
         "Rows are targets, columns inputs; x of the latest example stands above, y on the left. A dash marks a negative cell."
     )
     return panel_html(
