@@ -213,7 +213,7 @@ def curves(n: int = 10, d: int = 10, most: int = 6, tasks: int = 100_000) -> Cur
             residual = residual * (1 - rate * eigenvalues)
         return float(0.5 * S * residual.square().sum(1).mean())
 
-    rates = best_rates(known.flatten(), most)
+    rates = [list(theory.best_polynomial(known.numpy(), k)[0]) for k in range(1, most + 1)]
     found = [_one_rate(lambda r: loss(known[:20_000], r), k) for k in range(1, most + 1)]
     one_rate = [loss(other, [rate] * (k + 1)) for k, rate in enumerate(found)]
     return Curves(one_rate, [loss(other, r) for r in rates], rates)
@@ -229,24 +229,6 @@ def _one_rate(loss: Callable[[list[float]], float], k: int) -> float:
         else:
             low = a
     return low
-
-
-def best_rates(eigenvalues: Tensor, most: int) -> list[list[float]]:
-    """For k = 1 .. most, one over the roots of the polynomial of degree k that is 1 at 0 and smallest in mean square.
-
-    It is orthogonal to all lower degrees under the weight lambda, so its roots are the eigenvalues of the first k rows and
-    columns of the tridiagonal matrix of the three-term recurrence (Lanczos' method on the list of eigenvalues).
-    """
-    basis = [(eigenvalues / eigenvalues.sum()).sqrt()]
-    matrix = torch.zeros(most + 1, most + 1, dtype=torch.float64)
-    for k in range(most):
-        v = eigenvalues * basis[-1]
-        matrix[k, k] = v @ basis[-1]
-        for u in [*basis, *basis]:  # twice, against rounding
-            v = v - (v @ u) * u
-        matrix[k, k + 1] = matrix[k + 1, k] = v.norm()
-        basis.append(v / v.norm())
-    return [sorted(1 / root for root in torch.linalg.eigvalsh(matrix[:k, :k]).tolist()) for k in range(1, most + 1)]
 
 
 def measured(rates: Sequence[float], n: int = 10, d: int = 10, tasks: int = 4_000) -> float:
