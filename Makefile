@@ -27,10 +27,11 @@ bench: $(VENV)/.installed
 
 figures: $(VENV)/.installed
 	$(BIN)/python scripts/figures.py
+	$(BIN)/python scripts/concept_figures.py
 
 docs: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet -e ".[docs]"
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) $(OUT) site dist

@@ -5,7 +5,7 @@ constructed layout for `constructed_tokens`). In exact arithmetic the prediction
 (gdssm.learners). No model has a construction flag: the weights say all.
 
 With e_i the unit vectors of R^3: w_q = e1 e2^T accumulates A = sum y x^T, w_q = e1 e1^T accumulates B = sum x x^T,
-d = e3 reads the query, Lambda = 1 (arXiv 2410.11687; rows "checked" of its extension to k steps).
+d = e3 reads the query, Lambda = 1 (one step: arXiv 2410.11687; more steps need both sums).
 """
 
 import math

@@ -22,8 +22,8 @@ from .weights import DecayParameter, as_shape, check_size
 class InContextModel(nn.Module):
     """A layer read as a predictor: module(tokens (B, T, D)) -> prediction (B, d_y) at the last token, the query.
 
-    layer   a GDSSM or one of the iterated readouts; its first d_y outputs are the prediction
-    d_x, d_y
+    layer     a GDSSM or one of the iterated readouts; its first d_y outputs are the prediction
+    d_x, d_y  sizes of input and target
     """
 
     def __init__(self, layer: "GDSSM | PairReadout | MinibatchReadout | ConstructedTokenLayer", d_x: int, d_y: int) -> None:

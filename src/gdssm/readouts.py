@@ -323,7 +323,9 @@ class MinibatchReadout(nn.Module):
     query from the last minibatch to the first. A last, smaller minibatch is averaged over its own size. b = 1 is the
     delta rule, whose own (not diagonal) recurrence keeps one D x D state: where only b = 1 is wanted, use that.
 
-    batch   b            rate   lr (learned)          skip   with d_model: learn W0
+    batch  b
+    rate   lr, a parameter
+    skip   with d_model: learn W0
     """
 
     def __init__(

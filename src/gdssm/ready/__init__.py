@@ -30,7 +30,8 @@ EVALUATION_TASKS = 10_000
 class Ready:
     """One shipped model: its training, and the bounds that its claims must keep on held-out tasks.
 
-    loss_ratio   largest loss over that of the best k steps    cosine   smallest sensitivity cosine with them
+    loss_ratio  largest loss over that of the best k steps
+    cosine      smallest sensitivity cosine with them
     """
 
     about: str

@@ -36,13 +36,17 @@ def generator(seed: int, step: int, device: torch.device | str = "cpu") -> torch
 class LinearRegression:
     """A sampler of linear regression tasks.
 
-        x ~ uniform(-r/2, r/2) or N(0, r^2/12), entry i scaled by sqrt(spectrum[i]);  W ~ N(0, weight_scale^2)
+        x ~ uniform(-r/2, r/2) or N(0, r^2/12), entry i scaled by sqrt(spectrum[i])
+        W ~ N(0, weight_scale^2)
         y = W x + N(0, noise_std^2)      y_query = W x_query, without noise
 
     d_x, d_y      sizes of input and target; d_y = 1 is the scalar case
-    n_examples    N                   n_queries    M, per task
+    n_examples    N
+    n_queries     M, per task
     inputs        "uniform" or "gaussian" (both of variance r^2 / 12)
-    input_range   r                   weight_scale, noise_std   standard deviations
+    input_range   r
+    weight_scale  standard deviation of the entries of W
+    noise_std     standard deviation of the noise
     spectrum      d_x non-negative numbers that multiply the variances; () is all ones
     """
 
