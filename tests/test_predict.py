@@ -207,12 +207,13 @@ def test_conjugate_gradient_needs_more_rows_than_features(tmp_path: Path) -> Non
     ("options", "fragment"),
     [
         ({"solver": "newton"}, "solver is 'newton'; allowed: gd, cg"),
-        ({"steps": 0}, "steps must be an integer >= 1, got 0"),
+        ({"steps": 0}, "steps must be an integer >= 1 and <= 1000000, got 0"),
         ({"forgetting": 0.0}, "forgetting must be a finite number > 0 and <= 1"),
         ({"forgetting": 1.5}, "forgetting must be .*, got 1.5"),
         ({"forgetting": float("nan")}, "forgetting must be"),
         ({"alpha": -1.0}, "alpha must be a finite number >= 0"),
         ({"folds": 1}, "folds must be an integer >= 2"),
+        ({"folds": 10**12}, "folds must be an integer >= 2 and <= 1000, got 1000000000000"),
     ],
 )
 def test_options_out_of_range(tmp_path: Path, options: dict, fragment: str, capsys: pytest.CaptureFixture[str]) -> None:

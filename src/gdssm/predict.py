@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 SOLVERS = {"gd": "gradient descent", "cg": "conjugate gradient"}
 RIDGE_ALPHA = 1.0  # of the ridge regression reported for comparison: scikit-learn's default, on standardised columns
 _GD_STEPS = 100
+_MOST_STEPS, _MOST_FOLDS = 10**6, 1000  # memory grows with both
 _CHUNK_CELLS = 1 << 14  # read at a time, unless these are fewer rows than
 _CHUNK_ROWS = 64
 _NO_FOLD = -1  # the fold of rows that every context reads
@@ -57,7 +58,7 @@ class Learner:
     def __post_init__(self) -> None:
         check_choice("solver", self.solver, list(SOLVERS))
         if self.steps is not None:
-            check_count("steps", self.steps)
+            check_count("steps", self.steps, most=_MOST_STEPS)
         check_number("forgetting", self.forgetting, above=0, most=1)
         check_number("alpha", self.alpha, least=0)
 
@@ -156,7 +157,7 @@ def cross_validate(
     TableError for a table that cannot be used, ConfigError for folds < 2: ValueErrors whose message is one line.
     """
     learner, progress = learner or Learner(), progress or Progress()
-    check_count("folds", folds, 2)
+    check_count("folds", folds, 2, _MOST_FOLDS)
     table = read_table(csv, target, folds=folds, seed=seed, watch=progress.of("checking"))
     _check_rows(learner, table)
     folds = len(table.parts)
@@ -216,7 +217,7 @@ def run(
     ValueErrors as for cross_validate and Learner.
     """
     learner, progress = Learner(solver, steps, forgetting, alpha), Progress()
-    check_count("folds", folds, 2)
+    check_count("folds", folds, 2, _MOST_FOLDS)
     try:
         if query is None:
             scores = cross_validate(csv, target, learner, folds=folds, progress=progress)
