@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gdssm import cli
-from gdssm.experiments import EXPERIMENTS, one_step
+from gdssm.experiments import EXPERIMENTS, LARGEST_SEED, one_step
 from gdssm.experiments.claims import Claim, all_required_hold, write_json
 from gdssm.tasks import LinearRegression
 from gdssm.train import TrainConfig
@@ -124,6 +124,10 @@ def test_the_same_seeds_give_the_same_record(monkeypatch: pytest.MonkeyPatch) ->
     assert first.record == second.record
     assert first.claims == second.claims
     assert first.record != one_step.run("quick", 1, 10).record
+
+
+def test_no_seed_of_training_draws_the_evaluation_tasks() -> None:
+    assert one_step.EVALUATION_SEED > LARGEST_SEED
 
 
 def test_an_interrupt_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
