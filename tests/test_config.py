@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -288,7 +289,7 @@ def test_numbers_of_other_types():
         check_count("n", value, 3)
     for value in (np.float32(0.5), np.float64(0.5), fractions.Fraction(1, 2), np.int8(1), 10**300):
         check_number("n", value, above=0)
-    for value in (np.bool_(True), np.float64(3.0), np.array([3]), fractions.Fraction(3), "3"):
+    for value in (np.bool_(True), torch.tensor(True), np.float64(3.0), np.array([3]), fractions.Fraction(3), "3"):
         with pytest.raises(ConfigError, match="n must be an integer"):
             check_count("n", value)
     for value in (np.bool_(True), np.array([1.0, 2.0]), 1j, np.float64("nan"), 10**400):

@@ -44,9 +44,9 @@ class Learner:
 
     solver      "gd": gradient descent from W = 0 with the rate 1 / (lambda_max(B) + alpha) per summed example;
                 "cg": conjugate gradient, which ends at least squares, or at ridge with alpha > 0
-    steps       iterations; None: 100 for gd, 3 D for cg
+    steps       iterations, at most 10^6; None: 100 for gd, 3 D for cg
     forgetting  lambda: an example that is n rows old weighs lambda^n; means and deviations weigh all rows alike
-    alpha       ridge strength on the standardised columns
+    alpha       ridge strength on the standardised columns, at most 1e100
 
     ConfigError, a ValueError, for a value out of range.
     """
