@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= out
 
-.PHONY: reproduce test slow lint bench docs clean
+.PHONY: reproduce test slow lint bench figures docs clean
 
 reproduce: $(VENV)/.installed
 	$(BIN)/gdssm reproduce --preset quick --out $(OUT)
@@ -25,6 +25,9 @@ lint: $(VENV)/.installed
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/training_step.py
 	$(BIN)/python benchmarks/command_line.py
+
+figures: $(VENV)/.installed
+	$(BIN)/python scripts/figures.py
 
 docs: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet -e ".[docs]"

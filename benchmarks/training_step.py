@@ -36,15 +36,16 @@ def measure(decay: str, n: int, d: int, threads: int, repeats: int) -> dict[str,
     import torch
 
     from gdssm.ensemble import Adam, Ensemble
+    from gdssm.settings import ModelConfig
     from gdssm.tasks import LinearRegression
     from gdssm.tokens import interleave
-    from gdssm.train import ModelConfig, training_step
+    from gdssm.train import build_model, training_step
 
     torch.set_num_threads(threads)
 
     def prepared(n: int, d: int) -> tuple[Adam, torch.Tensor, torch.Tensor, torch.Tensor]:
         task = LinearRegression(d, d, n)
-        ensemble = Ensemble([ModelConfig(decay=decay).build(task, 0, torch.float32)])
+        ensemble = Ensemble([build_model(ModelConfig(decay=decay), task, 0)])
         context = task.sample(BATCH, seed=0)
         assert context.y_query is not None
         tokens = interleave(context.x, context.y, context.x_query)

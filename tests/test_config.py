@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gdssm.config import ConfigError, check_choice, check_count, check_number, from_mapping, near_miss, one_line, shown
+from gdssm.settings import ModelConfig, TrainConfig
 from gdssm.tasks import LinearRegression
-from gdssm.train import ModelConfig, TrainConfig
 
 CLASSES = [LinearRegression, ModelConfig, TrainConfig]
 

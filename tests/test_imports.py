@@ -13,19 +13,27 @@ SOURCE = Path(gdssm.__file__).parent
 
 # Who may import whom: a module imports what stands on an earlier line, or beside it; modules not listed come last.
 ORDER = [
-    {"arguments", "config", "progress", "table"},
+    {"arguments", "config", "files", "progress", "table"},
+    {"records", "storage"},
     {"ops"},
-    {"weights", "tasks", "theory"},
+    {"tasks", "theory"},
+    {"settings"},
+    {"weights"},
     {"state"},
     {"layers"},
     {"readouts"},
     {"models", "learners", "baselines"},
-    {"construct", "tokens", "ensemble"},
-    {"train", "predict", "checkpoint"},
+    {"construct", "tokens", "ensemble", "saving"},
+    {"train", "predict"},
     {"analysis"},
-    {"figures"},
+    {"views"},
+    {"monitor"},
+    {"figures", "heatmaps"},
+    {"interactive"},
     {"report"},
     {"experiments"},
+    {"runs"},
+    {"ready"},
     {"cli", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}

@@ -1,8 +1,10 @@
-"""The closed form of one step against the published table, against tasks drawn from the sampler, and as a minimum."""
+"""The closed form of one step against the published table, against drawn tasks, and as a minimum; best polynomials."""
 
 import math
 
+import numpy as np
 import pytest
+import torch
 
 from gdssm import LinearRegression, learners, theory
 
@@ -88,3 +90,59 @@ def test_more_noise_a_smaller_rate():
 def test_impossible_moments_are_named(changes, message):
     with pytest.raises(ValueError, match=message):
         theory.one_step_optimum(**{"n": 10, "d": 10, **UNIFORM, **changes})
+
+
+def eigenvalues(tasks: int, seed: int, **options: object) -> np.ndarray:
+    """Of sum_k x_k x_k^T, from NumPy's own generator."""
+    x = np.random.default_rng(seed).uniform(-0.5, 0.5, (tasks, 10, 10))
+    return np.linalg.eigvalsh(np.einsum("bki,bkj->bij", x, x))
+
+
+def test_one_best_rate_is_the_closed_form() -> None:
+    (rate,), minimum = theory.best_polynomial(eigenvalues(40_000, 0), 1)
+    lr, loss = theory.one_step_optimum(10, 10, x_var=1 / 12, x_fourth_moment=1 / 80)
+    assert rate == pytest.approx(lr / 10, rel=0.005)
+    assert 0.5 / 12 * minimum == pytest.approx(loss, rel=0.005)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 6])
+def test_the_minimum_is_one(steps: int) -> None:
+    """Its value is what the rates give, and every small change of a rate gives more."""
+    values = eigenvalues(300, 1)
+    rates, minimum = theory.best_polynomial(values, steps)
+    assert len(rates) == steps
+
+    def mean(c: np.ndarray) -> float:
+        return float(np.square(np.prod(1 - c * values[..., None], axis=-1)).sum(1).mean())
+
+    assert mean(np.array(rates)) == pytest.approx(minimum, rel=1e-9)
+    for i in range(steps):
+        for change in (0.99, 1.01):
+            moved = np.array(rates)
+            moved[i] *= change
+            assert mean(moved) > minimum
+
+
+def test_the_loss_of_the_best_rates_is_what_the_explicit_learner_scores() -> None:
+    values = eigenvalues(40_000, 2)
+    context = LinearRegression().sample(20_000, seed=3, dtype=torch.float64)
+    for steps in (2, 3):
+        rates, minimum = theory.best_polynomial(values, steps)
+        predicted = learners.polynomial(context.x, context.y, context.x_query, rates=rates)
+        loss = float(0.5 * (predicted - context.y_query).square().mean())
+        assert loss == pytest.approx(0.5 / 12 * minimum, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("values", "steps", "message"),
+    [
+        (np.ones(3), 1, r"eigenvalues must be finite and of shape \(n, d\), got shape \(3,\)"),
+        (np.full((2, 2), np.nan), 1, "eigenvalues must be finite"),
+        (np.ones((2, 2)), 0, "steps must be an integer >= 1, got 0"),
+        (np.ones((2, 2)), 2, "steps is 2, which is too many"),
+        (eigenvalues(50, 0), 40, "steps is 40, which is too many"),
+    ],
+)
+def test_polynomials_that_cannot_be_found(values: np.ndarray, steps: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        theory.best_polynomial(values, steps)

@@ -10,9 +10,10 @@ from gdssm import learners, theory
 from gdssm.analysis import alignment
 from gdssm.config import ConfigError, from_mapping
 from gdssm.ensemble import Adam, Ensemble
+from gdssm.settings import ModelConfig, TrainConfig
 from gdssm.tasks import LinearRegression
 from gdssm.tokens import interleave
-from gdssm.train import ModelConfig, NonFiniteError, TrainConfig, decay_columns, schedule, train, training_step
+from gdssm.train import NonFiniteError, Training, build_model, decay_columns, schedule, train, training_step
 
 TASK = LinearRegression(d_x=3, d_y=3, n_examples=6)
 CONFIG = TrainConfig(task=TASK, seeds=(3, 8), steps=30, batch=16, warmup=5, dtype="float64")
@@ -38,7 +39,7 @@ def test_a_copy_in_an_ensemble_is_trained_as_if_alone(decay: str) -> None:
 @pytest.mark.parametrize("decay", ["head", "full", "row"])
 def test_one_step_is_torchs_adam_with_clipping(decay: str) -> None:
     config = replace(CONFIG, model=ModelConfig(decay=decay), seeds=(3,), clip=0.05)
-    model = config.model.build(TASK, 3, torch.float64)
+    model = build_model(config.model, TASK, 3, torch.float64)
     ensemble = Ensemble([model])
     optimizer = Adam(ensemble, beta1=config.beta1, beta2=config.beta2)
     rates = torch.full_like(ensemble.flat[0], config.lr)
@@ -82,25 +83,82 @@ def test_the_schedule_warms_up_and_ends_at_zero() -> None:
 
 
 def test_only_the_decays_keep_the_peak_rate() -> None:
-    ensemble = Ensemble([ModelConfig(decay="head").build(TASK, 0, torch.float64)])
+    ensemble = Ensemble([build_model(ModelConfig(decay="head"), TASK, 0, torch.float64)])
     chosen = decay_columns(ensemble)
     assert chosen.sum() == 1
     assert chosen[ensemble.columns["layer.decay.log_rate"]] == 1
 
 
-def test_non_finite_values_stop_training_and_name_step_and_copy() -> None:
+def test_a_diverging_training_stops_and_names_step_and_seed() -> None:
     config = replace(CONFIG, lr=1e30, warmup=0, dtype="float32")
-    with pytest.raises(NonFiniteError, match=r"step \d+: the loss is not finite for the copies at positions \[0, 1\]"):
+    with pytest.raises(NonFiniteError, match=r"^step 1: the prediction or its loss is not finite \(seed 3\)$"):
         train(config)
+
+
+@pytest.mark.parametrize(("name", "value"), [("layer.c", float("nan")), ("layer.w_q", float("inf"))])
+def test_a_parameter_that_is_not_finite_is_named_before_anything_is_updated(name: str, value: float) -> None:
+    training = Training(CONFIG)
+    training.advance()
+    with torch.no_grad():
+        training.ensemble.parameters[name][1].fill_(value)
+    before = {key: array.clone() for key, array in training.arrays().items()}
+    with pytest.raises(NonFiniteError, match=rf"^step 1: parameter {name} is not finite \(seed 8\)$"):
+        training.advance()
+    assert training.step == 1
+    for key, array in training.arrays().items():
+        assert torch.equal(array.nan_to_num(), before[key].nan_to_num())
+
+
+def test_a_gradient_that_overflows_is_named_though_the_loss_is_finite(monkeypatch: pytest.MonkeyPatch) -> None:
+    training = Training(CONFIG)
+    differentiate = Ensemble.differentiate
+
+    def overflowing(self: Ensemble, loss: torch.Tensor) -> None:
+        differentiate(self, loss)
+        self.gradient[0, self.columns["layer.d"].start + 1] = float("inf")
+
+    monkeypatch.setattr(Ensemble, "differentiate", overflowing)
+    with pytest.raises(NonFiniteError, match=r"^step 0: the gradient of layer\.d is not finite \(seed 3\)$"):
+        training.advance()
+
+
+def test_tasks_that_are_not_finite_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = LinearRegression.sample
+
+    def poisoned(self: LinearRegression, *arguments: object, **options: object) -> gdssm.Context:
+        context = draw(self, *arguments, **options)
+        context.y[0, 0, 0] = float("nan")
+        return context
+
+    monkeypatch.setattr(LinearRegression, "sample", poisoned)
+    with pytest.raises(NonFiniteError, match=r"^step 0: the tokens of the task are not finite$"):
+        Training(CONFIG).advance()
+
+
+def test_a_device_that_is_not_there_is_named() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has one")
+    with pytest.raises(ConfigError, match="device is 'cuda', which torch does not find on this machine; allowed here: cpu"):
+        train(replace(CONFIG, device="cuda"))
+
+
+def test_a_model_of_k_steps_learns_its_rates() -> None:
+    """Trained from random weights it beats the best single step; that it becomes the best k steps, test_ready.py checks."""
+    config = TrainConfig(task=TASK, model=ModelConfig(steps=2), steps=400, batch=64, lr=0.02)
+    model = train(config).load(build_model(config.model, TASK, 0), 0)
+    rate, _ = theory.one_step_optimum(6, 3, x_var=1 / 12, x_fourth_moment=1 / 80)
+    one_step = learners.predictor(learners.gradient_descent, lr=rate)
+    assert alignment(gdssm.as_predictor(model), one_step, TASK.sample(2000, seed=77)).loss_ratio < 1
+    assert float(model.layer.rates.diff().abs()) > 0.1  # they start equal
 
 
 def test_a_small_layer_becomes_gradient_descent() -> None:
     config = TrainConfig(task=TASK, seeds=(0,), steps=800, batch=64, lr=0.02)
-    model = train(config).load(config.model.build(TASK, 0, torch.float32), 0)
+    model = train(config).load(build_model(config.model, TASK, 0, torch.float32), 0)
     rate, _ = theory.one_step_optimum(6, 3, x_var=1 / 12, x_fourth_moment=1 / 80)
     gd = learners.predictor(learners.gradient_descent, lr=rate)
     found = alignment(gdssm.as_predictor(model), gd, TASK.sample(2000, seed=77))
-    untrained = alignment(gdssm.as_predictor(config.model.build(TASK, 0, torch.float32)), gd, TASK.sample(2000, seed=77))
+    untrained = alignment(gdssm.as_predictor(build_model(config.model, TASK, 0, torch.float32)), gd, TASK.sample(2000, seed=77))
     assert found.loss_ratio < 1.05 < untrained.loss_ratio
     assert found.sensitivity_cosine > 0.99 > untrained.sensitivity_cosine
 

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from .layers import GDSSM
     from .models import ConstructedTokenLayer, FeatureModel, GDSSMStack, InContextModel, RandomFourierFeatures, TwoStepBlock
     from .readouts import ConjugateGradientReadout, IteratedReadout, MinibatchReadout, NewtonReadout
+    from .saving import load, ready_models, save
+    from .settings import ModelConfig, TrainConfig
     from .state import State
     from .tasks import Context, LinearRegression, Predictor
     from .tokens import as_predictor
@@ -27,12 +29,17 @@ _WHERE = {
     "IteratedReadout": "readouts",
     "LinearRegression": "tasks",
     "MinibatchReadout": "readouts",
+    "ModelConfig": "settings",
     "NewtonReadout": "readouts",
     "Predictor": "tasks",
     "RandomFourierFeatures": "models",
     "State": "state",
+    "TrainConfig": "settings",
     "TwoStepBlock": "models",
     "as_predictor": "tokens",
+    "load": "saving",
+    "ready_models": "saving",
+    "save": "saving",
 }
 _MODULES = ("analysis", "construct", "learners", "ops", "tasks", "theory", "tokens", "train")
 
@@ -47,16 +54,21 @@ __all__ = [
     "IteratedReadout",
     "LinearRegression",
     "MinibatchReadout",
+    "ModelConfig",
     "NewtonReadout",
     "Predictor",
     "RandomFourierFeatures",
     "State",
+    "TrainConfig",
     "TwoStepBlock",
     "analysis",
     "as_predictor",
     "construct",
     "learners",
+    "load",
     "ops",
+    "ready_models",
+    "save",
     "tasks",
     "theory",
     "tokens",

@@ -114,6 +114,57 @@ def predict(
     return 0
 
 
+def train(
+    config: Path,
+    /,
+    out: Path,
+    resume: bool = False,
+    checkpoint_every: int = 200,
+    tensorboard: bool = False,
+) -> int:
+    """Train the models of a configuration, a Python file with a line `config = gdssm.TrainConfig(..)`.
+
+    Args:
+        config: the Python file
+        out: directory of the run, made if absent: metrics, checkpoints, models, records, report
+        resume: go on from the last good checkpoint, to the same numbers as an undisturbed run
+        checkpoint_every: steps from one checkpoint to the next
+        tensorboard: write metrics for TensorBoard as well, into DIR/tensorboard
+    """
+    from .settings import read_config_file
+
+    check_count("--checkpoint-every", checkpoint_every)
+    settings = read_config_file(config)
+    _check_directory(out)
+    if tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise ConfigError("--tensorboard needs the package tensorboard, which is not installed: pip install tensorboard")
+    from .runs import run, write_record
+
+    run(settings, out, resume=resume, checkpoint_every=checkpoint_every, tensorboard=tensorboard, source=str(config))
+    print(write_record(out)[1])
+    if importlib.util.find_spec("matplotlib") is None:
+        print("no report: it needs matplotlib, pip install 'gdssm[report]'")
+        return 0
+    return report(out)
+
+
+def report(path: Path, /, out: Path | None = None) -> int:
+    """Make the report again from what was saved; nothing is trained.
+
+    Args:
+        path: directory of reproduce or train, also of an unfinished run, or a checkpoint
+        out: file to write; report.html in the directory, or beside the checkpoint, where not given
+    """
+    from .report import write_report
+
+    if path.is_file() or (path / "run.json").is_file():
+        from .runs import write_record
+
+        path = write_record(path)[0]
+    print(f"report: {write_report(path, out)}")
+    return 0
+
+
 def _check_directory(path: Path) -> None:
     """ConfigError where files cannot be written to DIR; leaves no trace, for the run may still be interrupted."""
     missing: list[Path] = []
@@ -132,7 +183,7 @@ def _check_directory(path: Path) -> None:
                 made.rmdir()
 
 
-COMMANDS: dict[str, Command] = {"reproduce": reproduce, "predict": predict}
+COMMANDS: dict[str, Command] = {"reproduce": reproduce, "train": train, "predict": predict, "report": report}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -149,8 +200,8 @@ def _guarded(given: list[str]) -> int:
     except BrokenPipeError:  # whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except KeyboardInterrupt:
-        print("gdssm: interrupted; nothing of the unfinished run was written", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"gdssm: {str(stop) or 'interrupted; nothing of the unfinished run was written'}", file=sys.stderr)
         return EXIT_INTERRUPTED
     except RuntimeError as error:
         if type(error).__name__ != "NonFiniteError":  # named, not imported: training alone brings torch

@@ -74,19 +74,21 @@ def check_count(name: str, value: object, least: int = 1, most: int | None = Non
 
 
 def check_number(
-    name: str, value: object, *, least: float | None = None, above: float | None = None, most: float | None = None
+    name: str,
+    value: object,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
 ) -> None:
     """ConfigError unless value is a finite number in the range; any type of real numbers will do, a boolean will not."""
-    limits = [f">= {least}"] * (least is not None) + [f"> {above}"] * (above is not None) + [f"<= {most}"] * (most is not None)
+    bounds = ((">=", least, operator.ge), (">", above, operator.gt), ("<=", most, operator.le), ("<", below, operator.lt))
+    limits = [(f"{sign} {bound}", bound, holds) for sign, bound, holds in bounds if bound is not None]
     number = _number(value)
-    if (
-        number is None
-        or not math.isfinite(number)
-        or (least is not None and number < least)
-        or (above is not None and number <= above)
-        or (most is not None and number > most)
-    ):
-        raise ConfigError(f"{name} must be a finite number{' ' if limits else ''}{' and '.join(limits)}, got {shown(value)}")
+    if number is None or not math.isfinite(number) or not all(holds(number, bound) for _, bound, holds in limits):
+        wanted = " and ".join(text for text, _, _ in limits)
+        raise ConfigError(f"{name} must be a finite number{' ' if limits else ''}{wanted}, got {shown(value)}")
 
 
 def _integer(value: object) -> int | None:
@@ -149,6 +151,13 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
     except ValueError as error:  # the class speaks of its own fields, without the path to them
         says_which = not where or str(error).split(" ", 1)[0] in fields
         raise ConfigError(f"{where}{error}" if says_which else f"{where[:-1]}: {error}") from None
+
+
+def check_fields(instance: Any) -> None:
+    """Make the fields of a frozen dataclass what their annotations say, as from_mapping does; ConfigError where they cannot be."""
+    hints = typing.get_type_hints(type(instance))
+    for field in dataclasses.fields(instance):
+        object.__setattr__(instance, field.name, _typed(field.name, getattr(instance, field.name), hints[field.name]))
 
 
 def _typed(name: str, value: Any, hint: Any) -> Any:

@@ -48,6 +48,10 @@ class Ensemble:
             return stacked(self.parameters, tokens)
         return vmap(lambda p: functional_call(self.template, p, (tokens,)))(self.parameters)
 
+    def name_of(self, column: int) -> str:
+        """The parameter that a column of flat belongs to."""
+        return next(name for name, columns in self.columns.items() if column < columns.stop)
+
     def differentiate(self, loss: Tensor) -> None:
         """Write the gradient of a scalar into `gradient`."""
         found = torch.autograd.grad(loss, list(self.parameters.values()))

@@ -21,6 +21,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
+from . import records
+
 Array = NDArray[np.float64]
 Variant = Mapping[str, Any]
 
@@ -76,8 +78,7 @@ def series(variant: Variant, key: str) -> Array:
 
 def middle_seed(variant: Variant) -> int:
     """Position of the seed with the median final loss, the lower of two."""
-    final = series(variant, "loss")[:, -1]
-    return int(np.argsort(final, kind="stable")[(len(final) - 1) // 2])
+    return records.middle_seed(series(variant, "loss")[:, -1].tolist())
 
 
 def loss_figure(variant: Variant) -> Figure:
@@ -152,6 +153,44 @@ def weights_figure(variant: Variant) -> Figure:
             for axes, whose in zip(pair, ("trained", "constructed"), strict=True):
                 axes.set_xlabel(column_label)
                 axes.set_title(f"{symbol} {whose}")
+    return figure
+
+
+def filling_figure(variant: Variant) -> Figure:
+    """The state after 1, 3 and all N examples of one context, above gradient descent's estimate and beside the true W."""
+    filling = variant["filling"]
+    count = len(filling["x"])
+    shown = sorted({min(n, count) for n in (1, 3, count)})
+    true = np.asarray(filling["true"], dtype=float)
+    rows = {"trained layer": np.asarray(filling["trained"]), "gradient descent": np.asarray(filling["gradient_descent"])}
+    most = max(float(np.abs(values).max()) for values in (true, *rows.values())) or 1.0
+    colours, scale = matplotlib.colormaps["RdBu_r"].resampled(LEVELS), Normalize(-most, most)
+
+    def matrix(axes: Axes, values: Array, title: str) -> Any:
+        axes.invert_yaxis()
+        axes.set_aspect("equal")
+        axes.set_title(title)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.spines[:].set_visible(False)
+        return axes.pcolormesh(values, cmap=colours, norm=scale, edgecolors="#c0c0c0", linewidth=0.3)
+
+    with style.context(["default", STYLE, {"axes.grid": False}]):
+        figure = Figure(figsize=(WIDTH * 1.4, 3.7), layout="constrained")
+        grid = figure.add_gridspec(2, len(shown) + 1)
+        drawn = []
+        for row, (name, values) in enumerate(rows.items()):
+            for column, n in enumerate(shown):
+                axes = figure.add_subplot(grid[row, column])
+                title = f"after {n} example{'' if n == 1 else 's'}" if row == 0 else ""
+                matrix(axes, values[n], title)
+                if column == 0:
+                    axes.set_ylabel(name)
+                drawn.append(axes)
+        drawn.append(figure.add_subplot(grid[:, -1]))
+        mesh = matrix(drawn[-1], true, "true weights W")
+        bar = figure.colorbar(mesh, ax=drawn, fraction=0.03, pad=0.02)
+        bar.outline.set_visible(False)
     return figure
 
 
@@ -234,6 +273,7 @@ def write_values(axes: Axes, values: Array, scale: Normalize) -> None:
     for (row, column), value in np.ndenumerate(values):
         dark = abs(2 * float(scale(value)) - 1) > 0.6
         text = f"{value:.3f}"
+        text = text.removeprefix("-") if float(text) == 0 else text
         axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=8, color="white" if dark else "black")
 
 

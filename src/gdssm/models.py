@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from . import ops
 from .layers import GDSSM
@@ -49,9 +50,10 @@ class InContextModel(nn.Module):
         return self.layer.answer(self.layer.absorb(context), queries)[..., : self.d_y]
 
     def last_stacked(self, parameters: Mapping[str, Tensor], tokens: Tensor) -> Tensor:
-        """S copies at once, parameters (S, ...) -> (S, B, d_y). Only for a GDSSM."""
+        """S copies, parameters (S, ...) -> (S, B, d_y): at once for a GDSSM, one after the other for the readouts."""
         if not isinstance(self.layer, GDSSM):
-            raise TypeError(f"only a GDSSM has a batched form for several seeds, this is a {type(self.layer).__name__}")
+            copies = [dict(zip(parameters, values, strict=True)) for values in zip(*parameters.values(), strict=True)]
+            return torch.stack([functional_call(self, copy, (tokens,)) for copy in copies])
         inner = {name.removeprefix("layer."): value for name, value in parameters.items()}
         return self.layer.last_stacked(inner, tokens)[..., : self.d_y]
 

@@ -5,24 +5,24 @@ import time
 from collections.abc import Iterator
 
 
-def track(total: int, label: str, *, unit: str = "step", every: float = 10.0) -> Iterator[int]:
-    """0 .. total-1, shown on standard error; plain lines come every `every` seconds and at the end."""
-    if total > 0 and sys.stderr.isatty():
-        yield from _bar(total, label, unit)
+def track(total: int, label: str, *, unit: str = "step", every: float = 10.0, first: int = 0) -> Iterator[int]:
+    """first .. total-1, shown on standard error; plain lines come every `every` seconds and at the end."""
+    if total > first and sys.stderr.isatty():
+        yield from _bar(total, label, unit, first)
         return
     start = shown = time.monotonic()
-    for i in range(total):
+    for i in range(first, total):
         yield i
         now = time.monotonic()
         if now - shown >= every:
             shown = now
-            rate = (i + 1) / (now - start)
+            rate = (i + 1 - first) / (now - start)
             left = (total - i - 1) / rate
             print(f"{label}: {i + 1}/{total} {unit}s, {rate:.0f} per second, {left:.0f} s left", file=sys.stderr, flush=True)
-    print(f"{label}: {total} {unit}s in {time.monotonic() - start:.1f} s", file=sys.stderr, flush=True)
+    print(f"{label}: {total - first} {unit}s in {time.monotonic() - start:.1f} s", file=sys.stderr, flush=True)
 
 
-def _bar(total: int, label: str, unit: str) -> Iterator[int]:
+def _bar(total: int, label: str, unit: str, first: int) -> Iterator[int]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -35,7 +35,7 @@ def _bar(total: int, label: str, unit: str) -> Iterator[int]:
     )
     start = time.monotonic()
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(label, total=total, rate="")
-        for i in range(total):
+        task = bar.add_task(label, total=total, completed=first, rate="")
+        for i in range(first, total):
             yield i
-            bar.update(task, advance=1, rate=f"{(i + 1) / (time.monotonic() - start):.0f} {unit}s/s")
+            bar.update(task, advance=1, rate=f"{(i + 1 - first) / (time.monotonic() - start):.0f} {unit}s/s")

@@ -1,28 +1,26 @@
 """The report of saved experiments: one HTML page that stands alone, and a table for the terminal.
 
-Reads DIR/NAME/results.json and record.json, never a live run; the same records give the same bytes. Read `write_report` first.
+Made from saved records, never from a live run; the same records give the same bytes. Read `write_report` first.
 """
 
+import base64
+import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from html import escape
+from importlib import resources
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from .config import ConfigError, UserError, check_choice, from_mapping
+from .interactive import view
+from .records import KINDS, Claim, Experiment, ReportError, Results, number, parse_results, read_experiments
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-KINDS = {
-    "identity": "holds exactly in theory; checked here in floating point",
-    "replication": "reported by others; measured again here",
-    "hypothesis": "a prediction put to the test; one that fails is a result too",
-}
-RELATIONS = {"<=": "≤", ">=": "≥", "==": "=", "between": "between"}
 GOALS = {"one-step": "one step of gradient descent"}
 PLAIN = {
     "loss_ratio": "loss, over that of one gradient-descent step on the same tasks",
@@ -40,72 +38,26 @@ PLAIN = {
 }
 
 
-class ReportError(UserError):
-    """Records that cannot be reported; one line that names the file."""
+def write_report(directory: Path, out: Path | None = None) -> Path:
+    """Read the records of a directory (records.read_experiments), write the page and return its path.
 
-
-@dataclass(frozen=True)
-class Claim:
-    """One claim of results.json; target is [low, high] where the relation is "between"."""
-
-    name: str
-    kind: str
-    predicted: float
-    value: float
-    target: float | tuple[float, ...]
-    relation: str
-    holds: bool
-
-    def __post_init__(self) -> None:
-        check_choice(f"kind of {self.name!r}", self.kind, tuple(KINDS))
-        check_choice(f"relation of {self.name!r}", self.relation, tuple(RELATIONS))
-        bounds = len(self.target) if isinstance(self.target, tuple) else 0
-        if bounds != (2 if self.relation == "between" else 0):
-            raise ConfigError(f"target of {self.name!r} is {self.target!r}, which does not fit the relation {self.relation!r}")
-
-    @property
-    def wanted(self) -> str:
-        """The target with its relation, e.g. "≤ 1.02"."""
-        if isinstance(self.target, tuple):
-            return f"{number(self.target[0])} to {number(self.target[1])}"
-        return f"{RELATIONS[self.relation]} {number(self.target)}"
-
-
-@dataclass(frozen=True)
-class Results:
-    """One results.json without its environment."""
-
-    experiment: str
-    preset: str
-    seeds: tuple[int, ...]
-    claims: tuple[Claim, ...]
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """The two files of one experiment."""
-
-    results: Results
-    environment: Mapping[str, Any]
-    record: Mapping[str, Any]
-    record_path: Path
-
-
-def write_report(directory: Path) -> Path:
-    """Read every DIR/*/results.json with the record.json beside it, write DIR/report.html and return its path.
-
-    The page replaces an older one in one move. ReportError where there are no results, a file is missing or holds something
-    else, or matplotlib is not installed; then nothing is written.
+    out is DIR/report.html where None; the page replaces an older one in one move. ReportError where there are no results, a
+    file is missing or holds something else, matplotlib is not installed, or out cannot be written; then nothing is written.
     """
     directory = Path(directory)
+    path = directory / "report.html" if out is None else Path(out)
+    if path.is_dir():
+        raise ReportError(f"{path}: is a directory; the page needs the name of a file")
     page = render(read_experiments(directory))
-    path = directory / "report.html"
-    unfinished = directory / f".report.html.{os.getpid()}"
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         unfinished.write_text(page, encoding="utf-8")
         os.replace(unfinished, path)
+    except OSError as error:
+        raise ReportError(f"{path}: cannot be written: {error.strerror}") from None
     finally:
-        unfinished.unlink(missing_ok=True)
+        if unfinished.exists():
+            unfinished.unlink()
     return path
 
 
@@ -118,7 +70,7 @@ def summary_table(results: Mapping[str, Any]) -> "Table":
     from rich.text import Text
 
     read = parse_results(results, "results")
-    title = f"{read.experiment}, preset {read.preset}, {counted(len(read.seeds), 'seed')}"
+    title = about(read)
     table = Table(title=Text(title), caption=Text(verdict(read)))
     table.add_column("claim", overflow="fold")
     table.add_column("measured", justify="right")
@@ -130,75 +82,15 @@ def summary_table(results: Mapping[str, Any]) -> "Table":
     return table
 
 
-def read_experiments(directory: Path) -> list[Experiment]:
-    """Every experiment of a directory, by name. ReportError as in write_report."""
-    paths = sorted({path.parent for name in ("results.json", "record.json") for path in directory.glob(f"*/{name}")})
-    if not paths:
-        raise ReportError(f"{directory}: holds no experiment, that is no NAME/results.json")
-    return [read_experiment(path) for path in paths]
-
-
-def read_experiment(path: Path) -> Experiment:
-    """The two files of path. ReportError where one is missing, is not JSON or lacks something."""
-    results_path, record_path = path / "results.json", path / "record.json"
-    content = read_json(results_path)
-    results = parse_results(content, str(results_path))
-    if not isinstance(content.get("environment"), dict):
-        raise ReportError(f"{results_path}: environment must be an object")
-    record = read_json(record_path)
-    shape = {"title": str, "question": str, "settings": dict, "variants": list}
-    for key, kind in shape.items():
-        if not isinstance(record.get(key), kind):
-            raise ReportError(f"{record_path}: {key} must be of type {kind.__name__}, got {record.get(key)!r:.80}")
-    for variant in record["variants"]:
-        if not isinstance(variant, dict) or not isinstance(variant.get("name"), str):
-            raise ReportError(f"{record_path}: every variant must be an object with a name, got {variant!r:.80}")
-    return Experiment(results, content["environment"], record, record_path)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file of finite numbers, or ReportError."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_not_finite)
-    except FileNotFoundError:
-        raise ReportError(f"{path}: is missing") from None
-    except OSError as error:
-        raise ReportError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise ReportError(f"{path}: is no JSON of finite numbers: {error}") from None
-    if not isinstance(value, dict):
-        raise ReportError(f"{path}: holds no JSON object")
-    return value
-
-
-def _not_finite(name: str) -> None:
-    raise ValueError(f"{name} is not finite")
-
-
-def parse_results(values: Mapping[str, Any], where: str) -> Results:
-    """Results from the content of results.json; further keys are left alone. ReportError that opens with where."""
-    claims = values.get("claims")
-    if not isinstance(claims, list) or not all(isinstance(claim, dict) for claim in claims):
-        raise ReportError(f"{where}: claims must be a list of objects")
-    known = [_only(Claim, claim) for claim in claims]
-    try:
-        return from_mapping(Results, {**_only(Results, values), "claims": known})
-    except ConfigError as error:
-        raise ReportError(f"{where}: {error}") from None
-
-
-def _only(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    return {field.name: values[field.name] for field in fields(cls) if field.name in values}
-
-
-def number(value: float) -> str:
-    """Six significant digits."""
-    return f"{value:.6g}"
-
-
 def answer(holds: bool) -> str:
     """A sign and a word, so that no colour is needed."""
     return "✓ yes" if holds else "✗ no"
+
+
+def about(results: Results) -> str:
+    """What was run, e.g. "one-step, preset quick, 20 seeds"."""
+    preset = f", preset {results.preset}" if results.preset else ""
+    return f"{results.experiment}{preset}, {counted(len(results.seeds), 'seed')}"
 
 
 def counted(count: int, noun: str) -> str:
@@ -228,11 +120,14 @@ def successes(rate: float, seeds: int, goal: str) -> str:
     return f"{count} of {counted(seeds, 'random layer')} became {goal} ({interval})"
 
 
-def verdict(results: Results) -> str:
+def verdict(results: Results, variants: Sequence[Mapping[str, Any]] = ()) -> str:
     """One line that answers whether it became gradient descent.
 
     Yes: every identity and replication holds. The count comes from success_rate and the seeds, where both are there.
+    Without claims there is no yes or no, only what the variants of the record measured.
     """
+    if not results.claims:
+        return measured(variants)
     failed = [claim for claim in results.claims if not claim.holds]
     required = [claim for claim in failed if claim.kind != "hypothesis"]
     rates = [claim.value for claim in results.claims if claim.name == "success_rate"]
@@ -255,51 +150,115 @@ def verdict(results: Results) -> str:
     return line + "."
 
 
+def measured(variants: Sequence[Mapping[str, Any]]) -> str:
+    """The last loss over that of one step of gradient descent and the last cosine, of each variant's worst seed."""
+    lines = []
+    for variant in variants:
+        if not {"loss", "gd_loss", "sensitivity_cosine", "name"} <= variant.keys():
+            continue
+        losses = [row[-1] for row in variant["loss"]]
+        ratio, cosine = max(losses) / variant["gd_loss"], min(row[-1] for row in variant["sensitivity_cosine"])
+        whose = f"worst of {len(losses)} seeds" if len(losses) > 1 else "one seed"
+        name = f"{variant['name']}: " if len(variants) > 1 else ""
+        lines.append(f"{name}Loss {ratio:.5g} times one step of gradient descent, cosine {cosine:.5f} ({whose}).")
+    return " ".join(lines) or "No claims were tested, and the record has no loss and cosine to compare with gradient descent."
+
+
 def render(experiments: Sequence[Experiment]) -> str:
     """The page. ReportError where a figure cannot be drawn."""
-    single = len(experiments) == 1
-    verdicts = [verdict(experiment.results) for experiment in experiments]
-    if single:
-        top = f'<p class="verdict"><strong>Did it become gradient descent?</strong> {escape(verdicts[0])}</p>'
-    else:
-        agree = sum(line.startswith("Yes") for line in verdicts)
-        lines = "".join(
-            f'<li><a href="#e{i}">{escape(experiment.results.experiment)}</a>: {escape(line)}</li>\n'
-            for i, (experiment, line) in enumerate(zip(experiments, verdicts, strict=True))
-        )
-        top = (
-            '<p class="verdict"><strong>Did it become gradient descent?</strong> '
-            f"{'Yes' if agree == len(verdicts) else 'Not entirely' if agree else 'No'}: "
-            f"{agree} of {len(verdicts)} experiments came out as the theory says.</p>\n<ul>\n{lines}</ul>"
-        )
+    views = dict(all_views(experiments))
     names = ", ".join(experiment.results.experiment for experiment in experiments)
-    body = "\n".join(section(experiment, f"e{i}") for i, experiment in enumerate(experiments))
-    return PAGE.format(title=escape(f"gdssm: {names}"), style=CSS, top=top, body=body)
+    first = min(views, default=None)
+    top = answers(experiments)
+    if first is not None:
+        title = f"{experiments[first[0]].results.experiment}, {experiments[first[0]].record['variants'][first[1]]['name']}"
+        top += f'\n<h2>What the recurrent state does <span class="note">({escape(title)})</span></h2>\n{views.pop(first)}'
+    parts = [
+        section(experiment, f"e{i}", {j: html for (at, j), html in views.items() if at == i})
+        for i, experiment in enumerate(experiments)
+    ]
+    script = asset("report.js") if first is not None else ""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return PAGE.format(
+        title=escape(f"gdssm: {names}"),
+        policy=f"; script-src 'sha256-{digest}'" if script else "",
+        style=asset("report.css"),
+        top=top,
+        body="\n".join(parts),
+        script=f"<script>{script}</script>\n" if script else "",
+    )
 
 
-def section(experiment: Experiment, anchor: str) -> str:
-    """One experiment: claims, final values, figures, settings, environment."""
+def asset(name: str) -> str:
+    """A file of the package's assets."""
+    return resources.files(__package__).joinpath("assets", name).read_text(encoding="utf-8")
+
+
+def answers(experiments: Sequence[Experiment]) -> str:
+    """The verdict; where there are several experiments, how many agree and the verdict of each."""
+    verdicts = [
+        guarded(experiment, None, partial(verdict, experiment.results, experiment.record["variants"])) for experiment in experiments
+    ]
+    question = '<p class="verdict"><strong>Did it become gradient descent?</strong> '
+    if len(experiments) == 1:
+        return f"{question}{escape(verdicts[0])}</p>"
+    tested = [line for line, experiment in zip(verdicts, experiments, strict=True) if experiment.results.claims]
+    agree = sum(line.startswith("Yes") for line in tested)
+    line = "No claims were tested."
+    if tested:
+        opening = "Yes" if agree == len(tested) else "Not entirely" if agree else "No"
+        line = f"{opening}: {agree} of {counted(len(tested), 'experiment')} came out as the theory says."
+    lines = "".join(
+        f'<li><a href="#e{i}">{escape(experiment.results.experiment)}</a>: {escape(line)}</li>\n'
+        for i, (experiment, line) in enumerate(zip(experiments, verdicts, strict=True))
+    )
+    return f"{question}{line}</p>\n<ul>\n{lines}</ul>"
+
+
+def all_views(experiments: Sequence[Experiment]) -> list[tuple[tuple[int, int], str]]:
+    """(experiment, variant) and the interactive view of each that has one; the second's address names end in 2, and so on."""
+    found: list[tuple[tuple[int, int], str]] = []
+    for i, experiment in enumerate(experiments):
+        for j, variant in enumerate(experiment.record["variants"]):
+            suffix = str(len(found) + 1) if found else ""
+            html = guarded(experiment, variant, partial(view, variant, suffix))
+            if html:
+                found.append(((i, j), html))
+    return found
+
+
+def guarded(experiment: Experiment, variant: Mapping[str, Any] | None, make: Callable[[], str]) -> str:
+    """make(), whose complaints about a variant become a ReportError of one line."""
+    where = f"{experiment.record_path}: " + ("a variant" if variant is None else f"variant {variant['name']!r}")
+    try:
+        return make()
+    except ReportError:
+        raise
+    except KeyError as error:
+        raise ReportError(f"{where} lacks {error.args[0]!r}") from None
+    except (ValueError, TypeError, IndexError, AttributeError, ZeroDivisionError) as error:
+        line = " ".join(str(error).split())
+        raise ReportError(f"{where} cannot be drawn: {line}") from None
+
+
+def section(experiment: Experiment, anchor: str, views: Mapping[int, str]) -> str:
+    """One experiment: claims, final values, figures, settings, environment; views by the variant's number."""
     results, record = experiment.results, experiment.record
-    about = f"Experiment {results.experiment}, preset {results.preset}, {counted(len(results.seeds), 'seed')}."
     parts = [
         f'<section id="{anchor}">',
         f"<h2>{escape(record['title'])}</h2>",
         f"<p>{escape(record['question'])}</p>",
-        f'<p class="note">{escape(about)}</p>',
-        "<h3>Claims</h3>",
-        claims_table(results.claims),
+        f'<p class="note">{escape(f"Experiment {about(results)}.")}</p>',
     ]
+    if results.claims:
+        parts += ["<h3>Claims</h3>", claims_table(results.claims)]
     for i, variant in enumerate(record["variants"]):
-        parts.append(f"<h3>Trained layers: {escape(variant['name'])}</h3>")
-        try:
-            parts += [final_values(variant), plots(variant, f"{anchor}v{i}")]
-        except KeyError as error:
-            raise ReportError(f"{experiment.record_path}: variant {variant['name']!r} lacks {error.args[0]!r}") from None
-        except (ValueError, TypeError, IndexError) as error:
-            if isinstance(error, ReportError):
-                raise
-            line = " ".join(str(error).split())
-            raise ReportError(f"{experiment.record_path}: variant {variant['name']!r} cannot be drawn: {line}") from None
+        parts += [
+            f"<h3>Trained layers: {escape(variant['name'])}</h3>",
+            views.get(i, ""),
+            guarded(experiment, variant, partial(final_values, variant)),
+            guarded(experiment, variant, partial(plots, variant, f"{anchor}v{i}")),
+        ]
     parts += ["<h3>Settings</h3>", pairs_table(record["settings"], "Settings")]
     parts += ["<h3>Environment</h3>", pairs_table(experiment.environment, "Environment"), "</section>"]
     return "\n".join(part for part in parts if part)
@@ -390,45 +349,12 @@ def plots(variant: Mapping[str, Any], prefix: str) -> str:
     return '<div class="figures">\n' + "\n".join(made) + "\n</div>" if made else ""
 
 
-CSS = """
-:root { color-scheme: light dark; --ink: #1a1a1a; --faint: #5a5a5a; --paper: #ffffff; --line: #d0d0d0; --band: #f3f4f6;
-  --link: #00558c; --yes: #00694c; --no: #a83f00; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e8e8e8; --faint: #b0b0b0; --paper: #16181c; --line: #44474d;
-  --band: #22252b; --link: #7cc4f2; --yes: #4fd1a5; --no: #ff9a5c; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1rem; max-width: 72rem; background: var(--paper); color: var(--ink);
-  font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: break-word; }
-h1 { font-size: 1.4rem; } h2 { font-size: 1.25rem; margin-top: 2rem; } h3 { font-size: 1.05rem; margin: 1.75rem 0 .5rem; }
-a { color: var(--link); }
-code { font-size: .85em; color: var(--faint); }
-abbr { text-decoration: underline dotted; white-space: nowrap; }
-.verdict { font-size: 1.15rem; padding: .75rem 1rem; background: var(--band); border-left: .3rem solid var(--link); }
-.verdict strong { display: block; font-size: 1rem; }
-.note, figcaption { color: var(--faint); font-size: .9rem; max-width: 46rem; }
-.scroll { overflow-x: auto; max-width: 100%; }
-table { border-collapse: collapse; font-size: .95rem; }
-th, td { padding: .35rem .7rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
-thead th { background: var(--band); white-space: nowrap; }
-tbody th { font-weight: normal; min-width: 11rem; overflow-wrap: anywhere; }
-.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-.yes, .no { font-weight: 600; white-space: nowrap; } .yes { color: var(--yes); } .no { color: var(--no); }
-.figures { columns: 2 24rem; column-gap: 1.5rem; margin-top: 1rem; }
-figure { margin: 0 0 1.5rem; break-inside: avoid; }
-.card { background: #ffffff; border: 1px solid var(--line); border-radius: .3rem; padding: .4rem; }
-.card svg { display: block; width: 100%; max-width: 36rem; height: auto; margin: auto; }
-figcaption { margin-top: .4rem; }
-@media print { :root { color-scheme: light; --ink: #000000; --faint: #333333; --paper: #ffffff; --line: #999999; --band: #ffffff;
-    --link: #000000; --yes: #000000; --no: #000000; }
-  body { max-width: none; padding: 0; font-size: 10pt; } .scroll { overflow: visible; } h2, h3 { break-after: avoid; }
-  tr { break-inside: avoid; } .figures { columns: 2 18rem; } }
-"""
-
 PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:{policy}">
 <title>{title}</title>
 <style>{style}</style>
 </head>
@@ -440,6 +366,6 @@ PAGE = """<!DOCTYPE html>
 <main>
 {body}
 </main>
-</body>
+{script}</body>
 </html>
 """

@@ -81,12 +81,17 @@ def as_predictor(module: nn.Module, layout: str | Layout = "interleaved") -> Pre
         batch, m, d_x = queries.shape
         d_y = y.shape[2]
         model = InContextModel(module, d_x, d_y) if isinstance(module, GDSSM | PairReadout) else module
-        if m > 1 and to_tokens is interleave and isinstance(model, InContextModel) and isinstance(model.layer, GDSSM | PairReadout):
+        if to_tokens is interleave and isinstance(model, InContextModel) and _reads_once(model, m):
             return model.answer(interleave(x, y), pad(queries, (0, max(d_x, d_y) - d_x)))
         tokens = to_tokens(x.repeat_interleave(m, 0), y.repeat_interleave(m, 0), queries.reshape(batch * m, d_x))
         return _prediction(model(tokens), batch * m, d_y).reshape(batch, m, d_y)
 
     return predict
+
+
+def _reads_once(model: InContextModel, queries: int) -> bool:
+    """Whether to answer from a state: a readout forms it in any case, a GDSSM's cheap path for one query does without."""
+    return isinstance(model.layer, PairReadout) or (queries > 1 and isinstance(model.layer, GDSSM))
 
 
 def _prediction(output: Tensor | tuple[Tensor, object], batch: int, d_y: int) -> Tensor:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-DECAYS = ("full", "row", "head", "none")
+from .settings import DECAYS
 
 
 class DecayParameter(nn.Module):

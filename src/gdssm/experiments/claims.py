@@ -6,15 +6,14 @@ paper, a *hypothesis* is expected by us or others; one that fails is reported, a
 
 import json
 import math
-import os
 import platform
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ..config import check_choice
+from ..files import write_whole
 
 KINDS = ("identity", "replication", "hypothesis")
 RELATIONS = ("<=", ">=", "between", "==")
@@ -62,8 +61,8 @@ def all_required_hold(claims: Sequence[Claim]) -> bool:
     return all(claim.holds for claim in claims if claim.kind != "hypothesis")
 
 
-def environment(seconds: float) -> dict[str, Any]:
-    """Where a run was made, and how long it took."""
+def environment(seconds: float | None = None) -> dict[str, Any]:
+    """Where a run was made, and how long it took where that is known."""
     import torch
 
     from .. import __version__
@@ -74,21 +73,10 @@ def environment(seconds: float) -> dict[str, Any]:
         "torch": torch.__version__,
         "system": f"{platform.system()} {platform.machine()}",
         "threads": torch.get_num_threads(),
-        "seconds": round(seconds, 1),
+        **({} if seconds is None else {"seconds": round(seconds, 1)}),
     }
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Write JSON whole or not at all: a temporary file beside it, synced, then renamed. ValueError for NaN or infinity."""
-    text = json.dumps(data, allow_nan=False, indent=1)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False, encoding="utf-8") as file:
-        try:
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
-    path.chmod(0o644)
+    """Write JSON whole or not at all. ValueError for NaN or infinity."""
+    write_whole(path, json.dumps(data, allow_nan=False, indent=1) + "\n")

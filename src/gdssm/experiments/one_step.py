@@ -17,15 +17,18 @@ from ..config import check_choice, check_count
 from ..ensemble import Ensemble
 from ..layers import GDSSM
 from ..models import InContextModel
+from ..records import middle_seed
+from ..settings import ModelConfig, TrainConfig
 from ..tasks import Context, Predictor
 from ..tokens import as_predictor
-from ..train import DTYPES, ModelConfig, TrainConfig, train
+from ..train import build_model, train
+from ..views import HELD_OUT_SEED, filling, snapshots
 from . import Outcome
 from .claims import Claim
 
 TITLE = "One layer, one step of gradient descent"
 QUESTION = "Does a randomly initialised layer become one step of gradient descent on the examples of its context?"
-EVALUATION_SEED = 10**6  # no training seed: evaluation tasks are never trained on
+EVALUATION_SEED = HELD_OUT_SEED  # no training seed: evaluation tasks are never trained on
 SUCCESS = {"head": (1.002, 0.9999), "full": (1.005, 0.999)}  # largest loss ratio, smallest cosine
 PUBLISHED_PREDICTION_DIFFERENCE, PUBLISHED_SENSITIVITY_DIFFERENCE = 0.059, 0.066  # measured from the published code
 
@@ -103,9 +106,10 @@ class _Variant:
         self.gd_on_curve = sensitivity(self.gd, self.curve_context)
         self.steps: list[int] = []
         self.curves: list[list[Alignment]] = []  # [evaluation][seed]
+        self.history: list[list[InContextModel]] = []  # the same: which seed is shown is known only at the end
         ensemble = train(self.config, evaluate=self._evaluate, evaluate_at=self._points(), label=f"one-step, decay {decay}")
         self._evaluate(self.config.steps, ensemble)
-        self.models = [self._model(ensemble, i) for i in range(len(seeds))]
+        self.models = self.history[-1]
         gd = sensitivity(self.gd, self.context)
         self.final = [compare(sensitivity(as_predictor(model), self.context), gd, self.target) for model in self.models]
         self.matches = [parameter_match(_layer(model)) for model in self.models]
@@ -116,13 +120,14 @@ class _Variant:
         return frozenset(round(last * (i / n) ** 1.5) for i in range(n))
 
     def _model(self, ensemble: Ensemble, i: int) -> InContextModel:
-        model = self.config.model.build(self.task, 0, DTYPES[self.config.dtype])
+        model = build_model(self.config.model, self.task, 0, getattr(torch, self.config.dtype))
         ensemble.load(model, i)
         return model
 
     def _evaluate(self, step: int, ensemble: Ensemble) -> None:
         self.steps.append(step)
         models = [self._model(ensemble, i) for i in range(len(self.seeds))]
+        self.history.append(models)
         target = _target(self.curve_context)
         self.curves.append([compare(sensitivity(as_predictor(m), self.curve_context), self.gd_on_curve, target) for m in models])
 
@@ -169,7 +174,7 @@ class _Variant:
         ]
 
     def record(self) -> dict[str, Any]:
-        """What figures are drawn from: curves [seed][evaluation] and rescaled weights."""
+        """What figures are drawn from: curves [seed][evaluation], rescaled weights, and the views of one seed."""
         task, models = self.task, [_layer(model) for model in self.models]
         d = max(task.d_x, task.d_y)
         curves = {
@@ -182,6 +187,7 @@ class _Variant:
             )
         }
         curve_target = _target(self.curve_context)
+        i = middle_seed([losses[-1] for losses in curves["loss"]])
         return {
             "name": f"{self.decay} decay",
             "seeds": list(self.seeds),
@@ -203,6 +209,8 @@ class _Variant:
                 "c": (torch.eye(d) * (self.rate / task.n_examples)).tolist(),
                 "decay": torch.ones(d, d).tolist(),
             },
+            "snapshots": snapshots(self.steps, [_layer(models[i]) for models in self.history], self.seeds[i]),
+            "filling": filling(self.models[i], task, self.rate, self.seeds[i]),
         }
 
 

@@ -1,0 +1,151 @@
+"""What is trained, on what, and how: the configurations of models and of training. No torch here.
+
+A configuration file is a Python file that ends in `config = TrainConfig(..)`; see docs/training.md.
+"""
+
+import re
+import traceback
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+from .config import ConfigError, check_choice, check_count, check_fields, check_number, near_miss
+from .tasks import LinearRegression
+
+DECAYS = ("full", "row", "head", "none")
+DTYPES = ("float32", "float64")
+DEVICES = ("cpu", "cuda")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A model of one layer for in-context regression.
+
+    steps   1: a GDSSM, which can become one step of gradient descent; k > 1: an IteratedReadout with k learned rates
+    others  those of gdssm.GDSSM. With steps > 1 there are two heads of fixed roles and no key_map or feedthrough, and
+            decay is "head" or "none"
+
+    Raises ConfigError for values out of range or that do not fit together.
+    """
+
+    steps: int = 1
+    decay: str = "head"
+    n_heads: int = 1
+    key_map: bool = False
+    feedthrough: bool = False
+    normalize: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_count("steps", self.steps)
+        check_choice("decay", self.decay, DECAYS if self.steps == 1 else ("head", "none"))
+        check_count("n_heads", self.n_heads)
+        if self.steps > 1 and (self.n_heads > 1 or self.key_map or self.feedthrough):
+            raise ConfigError(
+                f"steps is {self.steps}: n_heads must be 1, key_map and feedthrough False, "
+                f"got {self.n_heads}, {self.key_map} and {self.feedthrough}"
+            )
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What is trained, on what, and how.
+
+    task, model     see LinearRegression and ModelConfig
+    seeds           one copy of the model for each
+    steps, batch    optimiser steps, tasks in each
+    lr, warmup      peak rate of Adam, steps of linear warm-up; then a cosine to 0. The decays' log rates have far to
+                    go to Lambda = 1: they keep the peak rate for 80 % of the steps
+    clip            largest gradient norm, per seed
+    beta1, beta2    Adam's
+    data_seed       seed of the tasks
+    dtype, device   "float32" or "float64"; "cpu" or "cuda". Tasks are drawn on the device, so devices see other tasks
+    threads         of torch while training. One is the safe choice for small tasks: a second saves little, the numbers
+                    do not depend on the machine's cores, and a busy machine does not slow it several times
+
+    Of `gdssm train` only:
+    log_every       steps from one line of metrics to the next
+    eval_tasks, eval_points   held-out tasks, and how often along the training they are evaluated (denser at the start)
+
+    Raises ConfigError for wrong types and values out of range.
+    """
+
+    task: LinearRegression = field(default_factory=LinearRegression)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    seeds: tuple[int, ...] = (0,)
+    steps: int = 4000
+    batch: int = 64
+    lr: float = 2e-2
+    warmup: int = 100
+    clip: float = 1.0
+    beta1: float = 0.9
+    beta2: float = 0.99
+    data_seed: int = 0
+    dtype: str = "float32"
+    device: str = "cpu"
+    threads: int = 1
+    log_every: int = 10
+    eval_tasks: int = 1000
+    eval_points: int = 20
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ConfigError(f"seeds must hold at least one seed and none twice, got {self.seeds!r}")
+        for seed in self.seeds:
+            check_count("seeds", seed, 0)
+        for name in ("steps", "batch", "threads", "log_every", "eval_tasks", "eval_points"):
+            check_count(name, getattr(self, name))
+        check_count("warmup", self.warmup, 0)
+        check_count("data_seed", self.data_seed, 0)
+        check_number("lr", self.lr, above=0)
+        check_number("clip", self.clip, above=0)
+        for name in ("beta1", "beta2"):  # 1 would divide by 0 in the first step
+            check_number(name, getattr(self, name), least=0, below=1)
+        check_choice("dtype", self.dtype, DTYPES)
+        check_choice("device", self.device, DEVICES)
+
+
+def evaluation_steps(steps: int, points: int) -> tuple[int, ...]:
+    """Steps before which to evaluate: dense at the start, where the plateau is; the end, after all steps, is the last."""
+    return tuple(sorted({round(steps * (i / points) ** 1.5) for i in range(points)} | {steps}))
+
+
+def read_config_file(path: Path) -> TrainConfig:
+    """The TrainConfig that a Python file gives the name `config`. The file is run: it is the user's own program.
+
+    Raises ConfigError, one line that names the file and where it can the line, for a file that cannot be read or run, or
+    gives no TrainConfig.
+    """
+    try:
+        code = compile(path.read_bytes(), str(path), "exec")
+    except OSError as error:
+        raise ConfigError(f"CONFIG is {str(path)!r}, which cannot be read: {error.strerror}") from None
+    except (SyntaxError, ValueError) as error:
+        where = f", line {error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
+        raise ConfigError(f"{path}{where}: is no Python: {_one_line(error)}") from None
+    names: dict[str, object] = {"__name__": "gdssm_config", "__file__": str(path)}
+    try:
+        exec(code, names)
+    except (Exception, SystemExit) as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        kind = "" if isinstance(error, ConfigError) else f"{type(error).__name__}: "
+        raise ConfigError(f"{path}, line {lines[-1] if lines else 1}: {kind}{_one_line(error)}{_suggestion(error)}") from None
+    config = names.get("config")
+    if not isinstance(config, TrainConfig):
+        found = "is missing" if config is None else f"is of type {type(config).__name__}"
+        raise ConfigError(f"{path}: config {found}; a line `config = TrainConfig(..)` is needed")
+    return config
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:500]
+
+
+def _suggestion(error: BaseException) -> str:
+    """The near miss of a field's name that a configuration does not have."""
+    unknown = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+    classes = {cls.__name__: cls for cls in (TrainConfig, ModelConfig, LinearRegression)}
+    if not isinstance(error, TypeError) or unknown is None or unknown[1] not in classes:
+        return ""
+    known = [f.name for f in fields(classes[unknown[1]])]
+    return f"{near_miss(unknown[2], known)}; allowed: {', '.join(known)}"
