@@ -24,6 +24,7 @@ lint: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/training_step.py
+	$(BIN)/python benchmarks/command_line.py
 
 figures: $(VENV)/.installed
 	$(BIN)/python scripts/figures.py

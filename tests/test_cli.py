@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gdssm import cli
-from gdssm.experiments import EXPERIMENTS, one_step
+from gdssm.experiments import EXPERIMENTS, LARGEST_SEED, one_step
 from gdssm.experiments.claims import Claim, all_required_hold, write_json
 from gdssm.tasks import LinearRegression
 from gdssm.train import TrainConfig
@@ -26,15 +26,15 @@ def run(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, 
     [
         (["reproduce", "on-step"], "NAME is 'on-step' (did you mean 'one-step'?); allowed: one-step"),
         (["reproduce", "--preset", "fast"], "'fast'"),
-        (["reproduce", "--seeds", "0"], "--seeds must be an integer >= 1, got 0"),
+        (["reproduce", "--seeds", "0"], "--seeds must be an integer >= 1 and <= 10000, got 0"),
         (["reproduce", "--seeds", "many"], "'many'"),
-        (["reproduce", "--seed", "-1"], "--seed must be an integer >= 0, got -1"),
+        (["reproduce", "--seed", "-1"], "--seed must be an integer >= 0 and <= 999999, got -1"),
         (["reproduce", "--sedes", "3"], "--sedes"),
         (["reproduce", "--out", "FILE"], "--out is 'FILE', which is a file; a directory is needed"),
         (["reproduce", "--out", "FILE/x"], "--out is 'FILE/x', where nothing can be written: Not a directory"),
         (["predict", "nowhere.csv", "--target", "y"], "nowhere.csv"),
         (["predict", "nowhere.csv"], "--target"),
-        (["predict", "nowhere.csv", "--target", "y", "--steps", "0"], "steps"),
+        (["predict", "nowhere.csv", "--target", "y", "--steps", "0"], "--steps must be an integer >= 1"),
         (["invent"], "invent"),
         ([], "reproduce"),
     ],
@@ -124,6 +124,10 @@ def test_the_same_seeds_give_the_same_record(monkeypatch: pytest.MonkeyPatch) ->
     assert first.record == second.record
     assert first.claims == second.claims
     assert first.record != one_step.run("quick", 1, 10).record
+
+
+def test_no_seed_of_training_draws_the_evaluation_tasks() -> None:
+    assert one_step.EVALUATION_SEED > LARGEST_SEED
 
 
 def test_an_interrupt_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ SOURCE = Path(gdssm.__file__).parent
 
 # Who may import whom: a module imports what stands on an earlier line, or beside it; modules not listed come last.
 ORDER = [
-    {"config", "files", "progress", "table"},
+    {"arguments", "config", "files", "progress", "table"},
     {"records", "storage"},
     {"ops"},
     {"tasks", "theory"},
@@ -38,7 +38,7 @@ ORDER = [
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 LAST = len(ORDER)
-OWNERS = {"matplotlib": {"figures"}, "transformers": {"hf"}}
+OWNERS = {"matplotlib": {"figures"}, "transformers": {"hf"}, "tyro": {"arguments"}}
 
 
 def exists(name):

@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn.datasets import load_diabetes, load_wine
 from sklearn.linear_model import LinearRegression, Ridge
 from sklearn.metrics import r2_score
@@ -188,6 +190,8 @@ def test_dependent_columns_have_the_solution_of_smallest_norm_and_stop_conjugate
     for attempt in (lambda: cross_validate(path, "y", Learner("cg")), lambda: predict(path, "y", path, Learner("cg"))):
         with pytest.raises(TableError, match="columns 'x0', 'x1', 'twin' are linearly dependent"):
             attempt()
+    with pytest.raises(TableError, match="linearly dependent; take solver gd, or a larger alpha"):
+        cross_validate(path, "y", Learner("cg", alpha=1e-20))
     with pytest.raises(TableError, match=re.escape("linearly dependent once rows weigh 1e-06^age")):
         cross_validate(tmp_path / "plain.csv", "y", Learner("cg", forgetting=1e-6))
 
@@ -207,12 +211,14 @@ def test_conjugate_gradient_needs_more_rows_than_features(tmp_path: Path) -> Non
     ("options", "fragment"),
     [
         ({"solver": "newton"}, "solver is 'newton'; allowed: gd, cg"),
-        ({"steps": 0}, "steps must be an integer >= 1, got 0"),
+        ({"steps": 0}, "steps must be an integer >= 1 and <= 1000000, got 0"),
         ({"forgetting": 0.0}, "forgetting must be a finite number > 0 and <= 1"),
         ({"forgetting": 1.5}, "forgetting must be .*, got 1.5"),
         ({"forgetting": float("nan")}, "forgetting must be"),
         ({"alpha": -1.0}, "alpha must be a finite number >= 0"),
+        ({"alpha": 1e101}, r"alpha must be a finite number >= 0 and <= 1e\+100, got 1e\+101"),
         ({"folds": 1}, "folds must be an integer >= 2"),
+        ({"folds": 10**12}, "folds must be an integer >= 2 and <= 1000, got 1000000000000"),
     ],
 )
 def test_options_out_of_range(tmp_path: Path, options: dict, fragment: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -340,3 +346,22 @@ def test_the_process_does_not_grow_with_the_rows(tmp_path: Path) -> None:
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=kept_small)
         sizes[rows] = int(re.findall(r"VmHWM:\s*(\d+) kB", done.stdout)[0])  # ru_maxrss starts at the parent's peak
     assert sizes[150_000] - sizes[20_000] < 2_000  # KiB; 130,000 rows are 6,000 as one array
+
+
+def test_options_at_the_ends_of_their_ranges_give_numbers_or_an_error(tmp_path: Path) -> None:
+    path, _ = generated(tmp_path / "table.csv", 40, features=2)
+    shares = st.one_of(st.floats(0, 1, exclude_min=True), st.sampled_from([5e-324, 1e-300, 1 - 1e-16, 1.0]))
+    strengths = st.one_of(st.floats(0, 1e100), st.sampled_from([0.0, 5e-324, 1e-20, 1e100]))
+
+    @settings(max_examples=100, derandomize=True)
+    @given(st.sampled_from(["gd", "cg"]), st.integers(1, 30), shares, strengths)
+    def attack(solver: str, steps: int, forgetting: float, alpha: float) -> None:
+        values, message = np.zeros(1), "linearly dependent"
+        try:
+            values = answered(path, path, Learner(solver, steps, forgetting, alpha))
+        except TableError as error:
+            message = str(error) if solver == "cg" else "an error of gd"
+        assert "linearly dependent" in message
+        assert np.isfinite(values).all()
+
+    attack()

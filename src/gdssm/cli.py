@@ -5,33 +5,31 @@ nothing written); 3 training stopped on values that are not finite; 130 interrup
 """
 
 import contextlib
-import functools
 import importlib.util
-import io
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-import tyro
+from typing import Literal
 
 from . import __version__
-from .config import ConfigError, UserError, check_count
+from .arguments import Command, Program, prepare
+from .config import ConfigError, UserError, check_count, one_line, shown
 
 EXIT_CLAIM, EXIT_USAGE, EXIT_NON_FINITE, EXIT_INTERRUPTED = 1, 2, 3, 130
+_DESCRIPTION = "Recurrent layers that learn in context by gradient descent."
 
 
 def reproduce(
-    names: tyro.conf.Positional[tuple[str, ...]] = ("one-step",),
+    names: tuple[str, ...] = ("one-step",),
     /,
     preset: Literal["quick", "paper"] = "quick",
     seeds: int | None = None,
     seed: int = 0,
     out: Path = Path("out"),
-    list_: Annotated[bool, tyro.conf.arg(name="list")] = False,
+    list_: bool = False,
 ) -> int:
     """Run experiments of the paper, check their claims, and write DIR/NAME/results.json and DIR/report.html.
 
@@ -43,7 +41,7 @@ def reproduce(
         out: directory for results, made if absent; other files in it are left alone
         list_: list the experiments and stop
     """
-    from .experiments import EXPERIMENTS, check_name
+    from .experiments import EXPERIMENTS, LARGEST_SEED, MOST_SEEDS, check_name
 
     if list_:
         for name, (_, summary) in EXPERIMENTS.items():
@@ -52,8 +50,8 @@ def reproduce(
     for name in names:
         check_name(name)
     if seeds is not None:
-        check_count("--seeds", seeds)
-    check_count("--seed", seed, 0)
+        check_count("--seeds", seeds, most=MOST_SEEDS)
+    check_count("--seed", seed, 0, LARGEST_SEED)
     _check_directory(out)
     if importlib.util.find_spec("matplotlib") is None:
         raise ConfigError("the report needs matplotlib, which is not installed: pip install 'gdssm[report]'")
@@ -88,7 +86,7 @@ def _reproduce(names: Sequence[str], preset: str, seeds: int | None, seed: int, 
 
 
 def predict(
-    csv: tyro.conf.Positional[Path],
+    csv: Path,
     /,
     target: str,
     query: Path | None = None,
@@ -117,12 +115,12 @@ def predict(
 
 
 def train(
-    config: tyro.conf.Positional[Path],
+    config: Path,
     /,
     out: Path,
-    resume: tyro.conf.FlagCreatePairsOff[bool] = False,
+    resume: bool = False,
     checkpoint_every: int = 200,
-    tensorboard: tyro.conf.FlagCreatePairsOff[bool] = False,
+    tensorboard: bool = False,
 ) -> int:
     """Train the models of a configuration, a Python file with a line `config = gdssm.TrainConfig(..)`.
 
@@ -150,7 +148,7 @@ def train(
     return report(out)
 
 
-def report(path: tyro.conf.Positional[Path], /, out: Path | None = None) -> int:
+def report(path: Path, /, out: Path | None = None) -> int:
     """Make the report again from what was saved; nothing is trained.
 
     Args:
@@ -169,87 +167,44 @@ def report(path: tyro.conf.Positional[Path], /, out: Path | None = None) -> int:
 
 def _check_directory(path: Path) -> None:
     """ConfigError where files cannot be written to DIR; leaves no trace, for the run may still be interrupted."""
-    missing = [p for p in (path, *path.parents) if not p.exists()]
+    missing: list[Path] = []
     try:
+        missing += [p for p in (path, *path.parents) if not p.exists()]
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass
     except FileExistsError:
-        raise ConfigError(f"--out is {str(path)!r}, which is a file; a directory is needed") from None
+        raise ConfigError(f"--out is {shown(str(path))}, which is a file; a directory is needed") from None
     except OSError as error:
-        raise ConfigError(f"--out is {str(path)!r}, where nothing can be written: {error.strerror}") from None
+        raise ConfigError(f"--out is {shown(str(path))}, where nothing can be written: {error.strerror}") from None
     finally:
         for made in missing:
-            if made.is_dir():
+            with contextlib.suppress(OSError):  # "new/.." cannot be removed, and goes with "new"
                 made.rmdir()
 
 
-COMMANDS: dict[str, Callable[..., int]] = {"reproduce": reproduce, "train": train, "predict": predict, "report": report}
+COMMANDS: dict[str, Command] = {"reproduce": reproduce, "train": train, "predict": predict, "report": report}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the command `gdssm`."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    if given == ["--version"]:
-        print(f"gdssm {__version__}")
-        raise SystemExit(0)
-    raise SystemExit(_guarded(given))
+    raise SystemExit(_guarded(list(sys.argv[1:] if arguments is None else arguments)))
 
 
 def _guarded(given: list[str]) -> int:
     try:
-        return _dispatch(given)
-    except UserError as error:  # bad input: every message is one line
-        print(f"gdssm: {error}", file=sys.stderr)
+        return prepare(Program("gdssm", _DESCRIPTION, __version__, COMMANDS), given)()
+    except UserError as error:
+        print(f"gdssm: {one_line(str(error))}", file=sys.stderr)
         return EXIT_USAGE
     except BrokenPipeError:  # whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt as stop:
-        print(f"gdssm: {stop or 'interrupted; nothing of the unfinished run was written'}", file=sys.stderr)
+        print(f"gdssm: {str(stop) or 'interrupted; nothing of the unfinished run was written'}", file=sys.stderr)
         return EXIT_INTERRUPTED
     except RuntimeError as error:
         if type(error).__name__ != "NonFiniteError":  # named, not imported: training alone brings torch
             raise
         print(f"gdssm: training stopped: {error}", file=sys.stderr)
         return EXIT_NON_FINITE
-
-
-def _dispatch(given: list[str]) -> int:
-    """Parse and run; the parser's own message, a box of several lines, becomes one line."""
-    message = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(message):
-            command = tyro.extras.subcommand_cli_from_dict(
-                {name: _later(function) for name, function in COMMANDS.items()},
-                prog="gdssm",
-                args=given,
-                description="Recurrent layers that learn in context by gradient descent.",
-            )
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            return 0
-        raise UserError(_one_line(message.getvalue())) from None
-    return command()
-
-
-def _later(function: Callable[..., int]) -> Callable[..., Callable[[], int]]:
-    """The same command line, but the work is returned and not done: only parsing runs under the captured stderr."""
-
-    @functools.wraps(function)
-    def bound(*args: Any, **kwargs: Any) -> Callable[[], int]:
-        return functools.partial(function, *args, **kwargs)
-
-    return bound
-
-
-def _one_line(box: str) -> str:
-    """The sentences of a parser's error box, without its frame and its hints."""
-    lines = [line.strip("╭╮╰╯│─ ") for line in box.splitlines()]
-    text: list[str] = []
-    for line in lines[1:]:
-        if not line and text:
-            break
-        if line:
-            text.append(line)
-    return " ".join(text) or " ".join(box.split())

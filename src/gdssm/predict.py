@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 SOLVERS = {"gd": "gradient descent", "cg": "conjugate gradient"}
 RIDGE_ALPHA = 1.0  # of the ridge regression reported for comparison: scikit-learn's default, on standardised columns
 _GD_STEPS = 100
+_MOST_STEPS, _MOST_FOLDS = 10**6, 1000  # memory grows with both
+_MOST_ALPHA = 1e100  # conjugate gradient multiplies it by sums of squares, which must not overflow
 _CHUNK_CELLS = 1 << 14  # read at a time, unless these are fewer rows than
 _CHUNK_ROWS = 64
 _NO_FOLD = -1  # the fold of rows that every context reads
@@ -42,9 +44,9 @@ class Learner:
 
     solver      "gd": gradient descent from W = 0 with the rate 1 / (lambda_max(B) + alpha) per summed example;
                 "cg": conjugate gradient, which ends at least squares, or at ridge with alpha > 0
-    steps       iterations; None: 100 for gd, 3 D for cg
+    steps       iterations, at most 10^6; None: 100 for gd, 3 D for cg
     forgetting  lambda: an example that is n rows old weighs lambda^n; means and deviations weigh all rows alike
-    alpha       ridge strength on the standardised columns
+    alpha       ridge strength on the standardised columns, at most 1e100
 
     ConfigError, a ValueError, for a value out of range.
     """
@@ -57,9 +59,9 @@ class Learner:
     def __post_init__(self) -> None:
         check_choice("solver", self.solver, list(SOLVERS))
         if self.steps is not None:
-            check_count("steps", self.steps)
+            check_count("steps", self.steps, most=_MOST_STEPS)
         check_number("forgetting", self.forgetting, above=0, most=1)
-        check_number("alpha", self.alpha, least=0)
+        check_number("alpha", self.alpha, least=0, most=_MOST_ALPHA)
 
     def steps_for(self, features: int) -> int:
         """The number of iterations for D features.
@@ -156,7 +158,7 @@ def cross_validate(
     TableError for a table that cannot be used, ConfigError for folds < 2: ValueErrors whose message is one line.
     """
     learner, progress = learner or Learner(), progress or Progress()
-    check_count("folds", folds, 2)
+    check_count("folds", folds, 2, _MOST_FOLDS)
     table = read_table(csv, target, folds=folds, seed=seed, watch=progress.of("checking"))
     _check_rows(learner, table)
     folds = len(table.parts)
@@ -216,7 +218,7 @@ def run(
     ValueErrors as for cross_validate and Learner.
     """
     learner, progress = Learner(solver, steps, forgetting, alpha), Progress()
-    check_count("folds", folds, 2)
+    check_count("folds", folds, 2, _MOST_FOLDS)
     try:
         if query is None:
             scores = cross_validate(csv, target, learner, folds=folds, progress=progress)
@@ -401,23 +403,27 @@ def _fit(learner: Learner, table: Table, state: "ScanState", scale: _Scale) -> _
         largest = float(torch.linalg.eigvalsh(b)[-1]) + learner.alpha
         rate = 1 / largest if largest > 0 else 0.0  # 0: no feature varies outside the fold
         layer.rates.fill_(rate)
-    elif learner.alpha == 0:
+    else:
         _check_determined(learner, table, b, scale)
     return _Fit(lambda rows: scale.target(layer.answer(state, scale.features(rows)[None])[0, :, 0]), rate)
 
 
 def _check_determined(learner: Learner, table: Table, b: "Tensor", scale: _Scale) -> None:
-    """TableError where columns depend on each other linearly: conjugate gradient without ridge would amplify rounding."""
+    """TableError where B + alpha I is singular up to rounding, for columns that depend on each other linearly.
+
+    Conjugate gradient would amplify that rounding, and end in NaN where alpha is small enough.
+    """
     import torch
 
     varying = scale.inverse[:-1].nonzero()[:, 0]
     values, vectors = torch.linalg.eigh(b[varying][:, varying])
-    if len(values) and values[0] <= _rank_tolerance(len(values)) * values[-1]:
+    if len(values) and values[0] + learner.alpha <= _rank_tolerance(len(values)) * (values[-1] + learner.alpha):
         weight = vectors[:, 0].abs()
         involved = varying[weight > 0.1 * weight.max()].tolist()
         names = ", ".join(repr(table.features[j]) for j in involved[:4]) + ", .." * (len(involved) > 4)
         weighed = f" once rows weigh {learner.forgetting:g}^age" if learner.forgetting < 1 else ""
-        raise TableError(f"{table.name}: columns {names} are linearly dependent{weighed}; take solver gd, or alpha > 0")
+        more = "a larger alpha" if learner.alpha > 0 else "alpha > 0"
+        raise TableError(f"{table.name}: columns {names} are linearly dependent{weighed}; take solver gd, or {more}")
 
 
 def _rank_tolerance(size: int) -> float:

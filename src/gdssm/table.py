@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from .config import UserError, near_miss
+from .config import UserError, near_miss, shown
 
 Watch = Callable[[float], None]  # called now and then with the fraction of the file that has been read
 
@@ -340,7 +340,7 @@ def _check_folds(table: Table) -> None:
 def _name(path: Path) -> str:
     """The path as given, on one line whatever it holds."""
     text = str(path)
-    return text if text.isprintable() else repr(text)
+    return text if text.isprintable() and len(text) <= 200 else shown(text)
 
 
 def _shown(text: str) -> str:

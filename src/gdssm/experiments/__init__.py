@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from ..config import ConfigError, near_miss
+from ..config import check_choice
 from .claims import Claim
 
 EXPERIMENTS = {
     "one-step": ("one_step", "does a randomly initialised layer become one step of gradient descent?"),
 }
 PRESETS = ("quick", "paper")
+LARGEST_SEED = 10**6 - 1  # of training: evaluation tasks have larger ones
+MOST_SEEDS = 10_000
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,7 @@ class Outcome:
 
 def check_name(name: str) -> str:
     """The name, or ConfigError with the known ones."""
-    if name not in EXPERIMENTS:
-        raise ConfigError(f"NAME is {name!r}{near_miss(name, list(EXPERIMENTS))}; allowed: {', '.join(EXPERIMENTS)}")
+    check_choice("NAME", name, list(EXPERIMENTS))
     return name
 
 

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..config import ConfigError, check_choice, check_count, check_number
+from ..config import ConfigError, check_choice, check_count, check_number, shown
 from .context import Context
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class LinearRegression:
         check_number("weight_scale", self.weight_scale, least=0)
         check_number("noise_std", self.noise_std, least=0)
         if not isinstance(self.spectrum, tuple):
-            raise ConfigError(f"spectrum must be a tuple of numbers, got {self.spectrum!r}")
+            raise ConfigError(f"spectrum must be a tuple of numbers, got {shown(self.spectrum)}")
         if self.spectrum and len(self.spectrum) != self.d_x:
             raise ConfigError(f"spectrum has {len(self.spectrum)} entries, d_x is {self.d_x}; allowed: none, or one per input")
         for value in self.spectrum:
