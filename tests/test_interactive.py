@@ -12,6 +12,7 @@ import pytest
 
 from gdssm import heatmaps, interactive
 from gdssm.heatmaps import Heatmap
+from gdssm.records import rounded
 from gdssm.report import write_report
 from recorded import make_record, make_results, make_variant, save
 
@@ -207,3 +208,62 @@ def test_a_changed_script_does_not_run(page, tmp_path):
     dom, logged = browse(changed, "#example=3", tmp_path / "profile")
     assert any("Content Security Policy" in line for line in logged)
     assert shown(dom, "example", "position") == "after 6 of 6 examples"
+
+
+HANDS = """<body><iframe src="{name}"></iframe><script>
+onload = () => {{
+  const page = document.querySelector("iframe").contentDocument, panel = page.querySelector("#example");
+  const slider = panel.querySelector("input"), button = panel.querySelector("button"), matrix = panel.querySelector("svg.map");
+  const said = [], say = () => said.push([panel.querySelector("[data-text=position]").textContent,
+    panel.querySelector(".cell").textContent, button.textContent, page.location.hash, panel.querySelectorAll(".cursor").length]);
+  const key = (name) => matrix.dispatchEvent(new KeyboardEvent("keydown", {{ key: name, bubbles: true }}));
+  slider.value = 2;
+  slider.dispatchEvent(new Event("input"));
+  slider.dispatchEvent(new Event("change"));
+  say();
+  ["ArrowRight", "ArrowDown", "ArrowRight", "Tab"].forEach(key);
+  say();
+  ["ArrowUp", "ArrowUp"].forEach(key);
+  say();
+  panel.querySelectorAll("g[data-map=y] rect")[1].dispatchEvent(new PointerEvent("pointermove", {{ bubbles: true }}));
+  say();
+  button.click();
+  say();
+  setTimeout(() => {{
+    say();
+    document.body.textContent = "said" + JSON.stringify(said) + "done";
+  }}, 30000);
+}};
+</script></body>"""
+
+
+def by_hand(page, tmp_path, *flags):
+    """Position, cell read out, the button's name, address and marked cells after each of six acts."""
+    wrapper = page.with_name("hands.html")
+    wrapper.write_text(HANDS.format(name=page.name))
+    flags = ("--allow-file-access-from-files", "--virtual-time-budget=60000", *flags)
+    dom, logged = browse(wrapper, "", tmp_path, *flags)
+    assert logged == []
+    (said,) = re.findall("said(.*)done", dom)
+    return json.loads(unescape(said))
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no chromium or google-chrome")
+def test_slider_keys_pointer_and_play(page, tmp_path):
+    moved, keyed, up, pointed, playing, played = by_hand(page, tmp_path)
+    assert (moved[0], moved[3], moved[4]) == ("after 2 of 6 examples", "#example=2", 0)
+    filling = make_variant()["filling"]
+    values = [filling["trained"][2][1][1], filling["gradient_descent"][2][1][1], filling["true"][1][1]]
+    read = re.fullmatch(r"target 2, input 2: trained layer (\S+); gradient descent (\S+); true W (\S+)", keyed[1])
+    np.testing.assert_allclose([float(value) for value in read.groups()], values, rtol=1e-5)
+    assert keyed[4] == 3  # the same cell is marked in all three
+    assert up[1].startswith("target 1, input 2: ")  # and stops at the edge
+    assert pointed[1] == f"target 2: y of the latest example {rounded(filling['y'][1][1])}"
+    assert (playing[0], playing[2]) == ("after 3 of 6 examples", "Pause")
+    assert (played[0], played[2], played[3]) == ("after 6 of 6 examples", "Play", "#example=6")
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no chromium or google-chrome")
+def test_nothing_moves_by_itself_where_less_motion_is_asked_for(page, tmp_path):
+    *_, pressed, later = by_hand(page, tmp_path, "--force-prefers-reduced-motion")
+    assert pressed[:4:2] == later[:4:2] == ["after 3 of 6 examples", "Next"]
