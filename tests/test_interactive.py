@@ -105,6 +105,13 @@ def test_the_page_shows_the_last_position_without_a_script():
     ]
 
 
+def test_no_text_ends_the_data_block():
+    panel = interactive.Panel("example", [0], {"position": ["</script><script>alert(1)</script>"]}, {}, [], [])
+    assert panel.as_script().count("<") == 2
+    (block,) = data_blocks(panel.as_script()).values()
+    assert block["texts"] == panel.texts
+
+
 def test_palettes_keep_their_order_without_colour():
     signed, share = heatmaps.shades("signed"), heatmaps.shades("share")
     assert len(signed) == len(share) == heatmaps.SHADES

@@ -29,6 +29,7 @@ def directory(tmp_path):
         ("{", "is no JSON of finite numbers"),
         ("[]", "holds no JSON object"),
         ('{"x": NaN}', "NaN is not finite"),
+        ('{"x": ' + 100_000 * "[" + 100_000 * "]" + "}", "is nested too deeply"),
         ({}, "claims must be a list"),
         (make_results(claims=[{"name": "a"}]), "claims.kind is missing"),
         (make_results(claims=[claim("a", 1.0, 1.0, "<")]), "relation of 'a' is '<'.*allowed"),
@@ -88,10 +89,18 @@ def test_a_directory_that_is_none(tmp_path):
     error_line(tmp_path / "x", tmp_path / "x", "no such directory")
     (tmp_path / "x").touch()
     error_line(tmp_path / "x", tmp_path / "x", "is a file, not a directory")
+    with pytest.raises(ReportError, match=r"x: cannot be read: File name too long$"):
+        read_experiments(tmp_path / (300 * "x"))
 
 
 def test_a_page_that_cannot_be_written_is_one_line(directory, tmp_path):
-    for out, wanted in ((tmp_path, "is a directory; the page needs the name of a file"), (tmp_path / "no" / "x", "No such file")):
+    refused = {
+        tmp_path: "is a directory; the page needs the name of a file",
+        tmp_path / "no" / "x": "cannot be written: No such file",
+        tmp_path / (300 * "x"): "cannot be written: File name too long",
+        directory / "one-step" / "record.json": "the page would stand where a record belongs",
+    }
+    for out, wanted in refused.items():
         with pytest.raises(ReportError, match=wanted) as caught:
             write_report(directory, out)
         assert str(caught.value).startswith(f"{out}: ")

@@ -10,7 +10,7 @@ from html import unescape
 import numpy as np
 import pytest
 
-from gdssm import report
+from gdssm import cli, report
 from gdssm.records import ReportError, parse_results
 from gdssm.report import plain_name, summary_table, verdict, write_report
 from recorded import HOSTILE, Page, claim, make_record, make_results, make_variant, save
@@ -245,3 +245,37 @@ def test_summary_table_shows_every_claim():
     text = shown.get()
     for part in ("loss_ratio", "1.4", "≤ 1.02", "✗ no", "[bold]x", "0 to 1", "✓ yes", "one-step", "No: 1 of 2 claims"):
         assert part in text
+
+
+def command(*arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["report", *map(str, arguments)])
+    return int(stop.value.code or 0), *capsys.readouterr()
+
+
+def test_the_command_makes_the_page_again(directory, tmp_path, capsys):
+    page = write_report(directory).read_bytes()
+    (directory / "report.html").unlink()
+    assert command(directory, capsys=capsys) == (0, f"report: {directory / 'report.html'}\n", "")
+    assert (directory / "report.html").read_bytes() == page
+    assert command(directory, "--out", tmp_path / "x.html", capsys=capsys)[0] == 0
+    assert (tmp_path / "x.html").read_bytes() == page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        (["nowhere"], "nowhere: no such directory"),
+        (["FILE"], "FILE: is a file, not a directory"),
+        (["."], ".: holds no experiment, that is no results.json or NAME/results.json"),
+        ([], "report"),
+        ([".", "--to", "x"], "--to"),
+    ],
+)
+def test_the_command_s_errors_are_one_line(tmp_path, monkeypatch, capsys, arguments, wanted):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "FILE").touch()
+    code, out, err = command(*arguments, capsys=capsys)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert wanted in err
+    assert [path.name for path in tmp_path.iterdir()] == ["FILE"]

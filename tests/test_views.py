@@ -1,5 +1,8 @@
 """What the views say of a layer, against loops in NumPy and the layer's own answers."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +15,7 @@ from gdssm.tasks import LinearRegression
 from gdssm.tokens import interleave
 from gdssm.train import TrainConfig
 
+DOCS = Path(__file__).parent.parent / "docs"
 TASK = LinearRegression(d_x=4, d_y=3, n_examples=6)
 FORMS = {
     "published": {},
@@ -101,6 +105,20 @@ def test_a_construction_s_state_is_the_step_at_every_example():
     np.testing.assert_allclose(record["trained"], record["gradient_descent"], rtol=2e-6, atol=1e-7)
     assert not np.any(record["trained"][0])
     assert built.layer.c.dtype == torch.float32  # the caller's model is left as it was
+
+
+def test_the_committed_layer_answers_with_the_recorded_state():
+    """To the little that its weights outside the construction add: the largest distance measured is 0.8 %."""
+    (variant,) = json.loads((DOCS / "records" / "one-step" / "record.json").read_text())["variants"]
+    filling, seed = variant["filling"], variant["seeds"].index(variant["filling"]["seed"])
+    trained = {name: np.array(values[seed]) for name, values in variant["trained"].items()}
+    layer = GDSSM(10, dtype=torch.float64)
+    layer.load_arrays(lambda_bar=trained.pop("decay"), **trained)
+    x, y = (torch.tensor(filling[name], dtype=torch.float64) for name in ("x", "y"))
+    for n in range(1, 11):
+        wanted = np.array(filling["trained"][n])
+        distance = np.linalg.norm(answers_to_unit_vectors(layer, x[:n], y[:n]).numpy() - wanted)
+        assert distance < 0.01 * np.linalg.norm(wanted)
 
 
 def test_a_snapshot_is_the_layer_in_other_units():
