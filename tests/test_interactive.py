@@ -146,7 +146,7 @@ def test_values_fit_their_cells(value, wanted):
 def test_large_layers_are_thinned():
     assert interactive.thinned(11, 100) == list(range(11))
     kept = interactive.thinned(1001, 2500)
-    assert (kept[0], kept[-1], len(kept)) == (0, 1000, 24)
+    assert (kept[0], kept[-1], len(kept)) == (0, 1000, 12)
     assert interactive.thinned(11, 10**9) == [0, 10]
 
 

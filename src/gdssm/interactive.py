@@ -15,7 +15,7 @@ import numpy as np
 from .heatmaps import ANCHORS, Array, Heatmap, grid, label, picture, scale_bar, shades
 
 Variant = Mapping[str, Any]
-MOST_NUMBERS = 60_000  # of one heatmap in the page: more positions than that are thinned out
+MOST_NUMBERS = 30_000  # of one heatmap in the page: more positions than that are thinned out
 TOKENS = ("xₖ", "yₖ", "xₖ₊₁")
 UNDEFINED = "-"
 
