@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .records import rounded
+
 Array = NDArray[np.float64]
 
 SHADES = 101  # odd, so that 0 has its own on a scale symmetric about it
@@ -68,8 +70,8 @@ class Heatmap:
         return int(min(max(share, 0.0), 1.0) * (SHADES - 1) + 0.5)
 
     def as_data(self) -> dict[str, Any]:
-        """What assets/report.js needs to draw it: frames row by row, null for an empty cell."""
-        frames = [[None if math.isnan(v) else v for v in frame.ravel().tolist()] for frame in self.frames]
+        """What assets/report.js needs to draw it: frames row by row, six digits, null for an empty cell."""
+        frames = [[None if math.isnan(v) else rounded(v) for v in frame.ravel().tolist()] for frame in self.frames]
         data = {"name": self.name, "rows": self.frames.shape[1], "columns": self.frames.shape[2], "frames": frames}
         data |= {"low": self.low, "high": self.high, "palette": self.palette}
         if self.written:

@@ -15,7 +15,7 @@ import numpy as np
 from .heatmaps import ANCHORS, Array, Heatmap, grid, label, picture, scale_bar, shades
 
 Variant = Mapping[str, Any]
-MOST_NUMBERS = 60_000  # of one heatmap in the page: more positions than that are thinned out
+MOST_NUMBERS = 30_000  # of one heatmap in the page: more positions than that are thinned out
 TOKENS = ("xₖ", "yₖ", "xₖ₊₁")
 UNDEFINED = "-"
 
@@ -129,25 +129,18 @@ def weights_panel(variant: Variant, suffix: str = "") -> Panel:
     """w_q, d, C and Lambda over training beside the construction's, with the loss of that layer."""
     snapshots, built = variant["snapshots"], variant["constructed"]
     steps, size = snapshots["steps"], len(built["c"])
+    if snapshots["seed"] not in variant["seeds"]:
+        raise ValueError(f"snapshots.seed is {snapshots['seed']}, which is none of the variant's seeds")
     row = variant["seeds"].index(snapshots["seed"])
-    curve = dict(zip(variant["steps"], zip(variant["loss"][row], variant["sensitivity_cosine"][row], strict=True), strict=True))
-    missing = [step for step in steps if step not in curve]
-    if missing or not steps:
-        raise ValueError(f"snapshots.steps must be some of the variant's steps, got {missing or steps}")
+    shape = (len(variant["seeds"]), len(variant["steps"]))
+    loss, cosine = (array(variant[name], shape, name)[row].tolist() for name in ("loss", "sensitivity_cosine"))
+    curve = dict(zip(variant["steps"], zip(loss, cosine, strict=True), strict=True))
+    if not steps or not all(isinstance(step, int) and step in curve for step in steps):
+        raise ValueError(f"snapshots.steps must be some of the variant's steps, got {steps}")
     kept = thinned(len(steps), size * size)
-    shapes = {"w_q": (3, 3), "d": (1, 3), "c": (size, size), "decay": (size, size)}
-    maps = {}
-    for name, (rows, columns) in shapes.items():
-        shape = (rows, columns) if name != "d" else (3,)
-        over_time = array(snapshots[name], (len(steps), *shape), f"snapshots.{name}").reshape(-1, rows, columns)[kept]
-        wanted = array(built[name], shape, f"constructed.{name}").reshape(1, rows, columns)
-        end = largest(over_time[-1], wanted)
-        low, high = (min(0.9, float(over_time.min()), float(wanted.min())), 1.0) if name == "decay" else (-end, end)
-        palette, written = "share" if name == "decay" else "signed", name in ("w_q", "d")
-        maps[name] = Heatmap("trained", over_time, low, high, palette, written)
-        maps[f"{name}_constructed"] = Heatmap("constructed", wanted, low, high, palette, written)
     features = tuple(f"feature {i + 1}" for i in range(size))
     names = {"w_q": (TOKENS, TOKENS), "d": (("d",), TOKENS), "c": (features, features), "decay": (features, features)}
+    maps = {name: pair for matrix in names for name, pair in weight_maps(matrix, snapshots, built, kept).items()}
     at = [steps[i] for i in kept]
     return Panel(
         key=f"step{suffix}",
@@ -159,9 +152,29 @@ def weights_panel(variant: Variant, suffix: str = "") -> Panel:
             "cosine": [f"{curve[step][1]:.5f}" for step in at],
         },
         maps=maps,
-        groups=[Group((name, f"{name}_constructed"), *names[name]) for name in shapes],
+        groups=[Group((name, f"{name}_constructed"), *names[name]) for name in names],
         marker=[on_curve(variant, row, step) for step in at],
     )
+
+
+def weight_maps(name: str, snapshots: Variant, built: Variant, kept: list[int]) -> dict[str, Heatmap]:
+    """One matrix over training and the constructed one, with a colour scale that fits both at the end of training."""
+    size = len(built["c"])
+    shape = {"w_q": (3, 3), "d": (3,)}.get(name, (size, size))
+    over_time = array(snapshots[name], (len(snapshots["steps"]), *shape), f"snapshots.{name}")[kept]
+    wanted = array(built[name], shape, f"constructed.{name}")[None]
+    if name == "d":
+        over_time, wanted = over_time[:, None], wanted[:, None]
+    if name == "decay":
+        low, high, palette = min(0.9, float(over_time.min()), float(wanted.min())), 1.0, "share"
+    else:
+        high, palette = largest(over_time[-1], wanted), "signed"
+        low = -high
+    written = name in ("w_q", "d")
+    return {
+        name: Heatmap("trained", over_time, low, high, palette, written),
+        f"{name}_constructed": Heatmap("constructed", wanted, low, high, palette, written),
+    }
 
 
 def largest(*values: Array) -> float:
@@ -215,8 +228,8 @@ def filling_html(variant: Variant, suffix: str) -> str:
         f"One held-out context of {len(filling['x'])} examples, read by the layer of seed {filling['seed']}. Layer: the linear "
         "model that its state holds, d₃ C Zᵀ, with the latest window closed by a zero token. Gradient descent: (η/N) Σ yₖ xₖᵀ "
         f"over the examples so far, η = {filling['rate']:.4g}, that is one step from 0 once all are read; one step is not meant "
-        "to reach W. "
-        "Rows are targets, columns inputs; x of the latest example stands above, y on the left. A dash marks a negative cell."
+        "to reach W. Rows are targets, columns inputs; x of the latest example stands above, y on the left. A dash marks a "
+        "negative cell."
     )
     return panel_html(
         panel,
@@ -298,7 +311,7 @@ def numbers_table(panel: Panel, heads: Sequence[str], rows: Sequence[Sequence[st
     head = "".join(f'<th scope="col">{escape(text)}</th>' if text else "<td></td>" for text in heads)
     lines = []
     for row in rows:
-        cells = [f'<td data-text="{name}">{panel.texts[name][-1]}</td>' for name in row[first_is_text:]]
+        cells = [f'<td data-text="{name}">{escape(panel.texts[name][-1])}</td>' for name in row[first_is_text:]]
         lines.append("<tr>" + (f'<th scope="row">{row[0]}</th>' if first_is_text else "") + "".join(cells) + "</tr>")
     return f'<table class="numbers"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table>'
 
@@ -311,7 +324,7 @@ def panel_html(panel: Panel, title: str, slider: str, numbers: str, body: str, n
         f'<h3 id="{panel.key}-title">{title}</h3>\n'
         f'<div class="where"><span class="controls" hidden><button type="button">Play</button>'
         f'<input type="range" min="0" max="{last}" value="{last}" aria-label="{slider}"></span>'
-        f'<output data-text="position" aria-live="off">{panel.texts["position"][-1]}</output></div>\n'
+        f'<output data-text="position" aria-live="off">{escape(panel.texts["position"][-1])}</output></div>\n'
         f'{numbers}\n{body}\n<output class="cell" aria-live="polite"></output>\n<p class="note">{escape(note)}</p>\n'
         f"{panel.as_script()}\n</section>"
     )

@@ -76,8 +76,11 @@ def read_experiments(directory: Path) -> list[Experiment]:
 
     ReportError where the directory is missing or holds no results, or as in read_experiment.
     """
-    if not directory.is_dir():
-        raise ReportError(f"{directory}: {'is a file, not a directory' if directory.exists() else 'no such directory'}")
+    try:
+        if not directory.is_dir():
+            raise ReportError(f"{directory}: {'is a file, not a directory' if directory.exists() else 'no such directory'}")
+    except OSError as error:  # e.g. a name too long
+        raise ReportError(f"{directory}: cannot be read: {error.strerror}") from None
     inside = sorted({path.parent for name in FILES for path in directory.glob(f"*/{name}")})
     paths = [directory] * any((directory / name).exists() for name in FILES) + inside
     if not paths:
@@ -113,6 +116,8 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ReportError(f"{path}: cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise ReportError(f"{path}: is no JSON of finite numbers: {error}") from None
+    except RecursionError:
+        raise ReportError(f"{path}: is nested too deeply") from None
     if not isinstance(value, dict):
         raise ReportError(f"{path}: holds no JSON object")
     return value

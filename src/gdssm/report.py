@@ -4,6 +4,7 @@ Made from saved records, never from a live run; the same records give the same b
 """
 
 import base64
+import contextlib
 import hashlib
 import json
 import os
@@ -16,7 +17,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from .interactive import view
-from .records import KINDS, Claim, Experiment, ReportError, Results, number, parse_results, read_experiments
+from .records import FILES, KINDS, Claim, Experiment, ReportError, Results, number, parse_results, read_experiments
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -46,17 +47,19 @@ def write_report(directory: Path, out: Path | None = None) -> Path:
     """
     directory = Path(directory)
     path = directory / "report.html" if out is None else Path(out)
-    if path.is_dir():
-        raise ReportError(f"{path}: is a directory; the page needs the name of a file")
+    if path.name in FILES:
+        raise ReportError(f"{path}: the page would stand where a record belongs; it needs another name")
     page = render(read_experiments(directory))
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        if path.is_dir():
+            raise ReportError(f"{path}: is a directory; the page needs the name of a file")
         unfinished.write_text(page, encoding="utf-8")
         os.replace(unfinished, path)
     except OSError as error:
         raise ReportError(f"{path}: cannot be written: {error.strerror}") from None
     finally:
-        if unfinished.exists():
+        with contextlib.suppress(OSError):
             unfinished.unlink()
     return path
 

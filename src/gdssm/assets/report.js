@@ -134,10 +134,12 @@
     panel.querySelectorAll("svg.map").forEach((svg) => {
       const keys = [...svg.querySelectorAll("g[data-map]")].map((group) => group.dataset.map);
       svg.setAttribute("tabindex", "0");
-      svg.addEventListener("pointermove", (event) => {
+      const point = (event) => {
         const group = event.target.closest("rect:not(.cursor)")?.closest("g[data-map]");
         if (group) choose(group.dataset.map, Number(event.target.getAttribute("y")), Number(event.target.getAttribute("x")));
-      });
+      };
+      svg.addEventListener("pointermove", point);
+      svg.addEventListener("pointerdown", point); // a tap
       svg.addEventListener("keydown", (event) => {
         const move = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
         if (!move) return;
@@ -148,7 +150,7 @@
     });
 
     panel.querySelector(".controls").hidden = false;
-    readout.textContent = "Point at a cell, or move to a matrix with Tab and use the arrow keys, to read its values.";
+    readout.textContent = "Point at or tap a cell, or use Tab and the arrow keys on a matrix, to read its values.";
     stop();
     show(last);
     recall();
