@@ -38,7 +38,7 @@ ORDER = [
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 LAST = len(ORDER)
-OWNERS = {"matplotlib": {"figures"}, "transformers": {"hf"}, "tyro": {"arguments"}}
+OWNERS = {"matplotlib": {"figures"}, "transformers": {"hf"}}
 
 
 def exists(name):
@@ -125,7 +125,7 @@ def run(code):
 
 
 def test_importing_the_package_does_not_import_torch():
-    heavy = "('torch', 'numpy', 'matplotlib', 'sklearn', 'rich', 'tyro')"
+    heavy = "('torch', 'numpy', 'matplotlib', 'sklearn', 'rich')"
     shown = f"print(*[name for name in {heavy} if name in sys.modules])"
     assert run(f"import sys, gdssm; gdssm.__version__, dir(gdssm); {shown}") == []
     assert (

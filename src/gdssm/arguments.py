@@ -5,18 +5,15 @@ arguments, of which the last may be tuple[T, ...]; the others are options, --NAM
 --no-NAME for a bool. An underscore at the end of a name is left out, so that `list_` is --list. Types: str, int, float,
 bool, Path, Literal, and each of them or None with the default None. The docstring's "Args:" describes every parameter.
 
-Everything is checked here, against the signatures: a parser's own messages differ between its versions. tyro prints the
-help, and is imported for nothing else.
+Everything is checked here, against the signatures, because a parser's own messages differ between its versions and do not
+name the value. argparse lays out the help.
 """
 
-import contextlib
+import argparse
 import functools
 import inspect
-import io
 import math
 import re
-import shutil
-import textwrap
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -28,9 +25,6 @@ from .config import ConfigError, UserError, near_miss, shown
 
 Command = Callable[..., int]
 _HELP = ("--help", "-h")
-_NARROWEST = 20
-_ANNOTATED: Any = typing.Annotated  # made of types that are known when it runs
-_ASCII = str.maketrans("╭╮╰╯─│•", "++++-|*")  # for an output that has no frames
 
 
 class ArgumentError(UserError):
@@ -307,26 +301,71 @@ def _version(program: Program) -> int:
 
 
 def _help(program: Program, name: str | None = None) -> int:
-    """Print tyro's help, its long lines wrapped: it wraps what is inside a frame only."""
-    import tyro
-
-    text = io.StringIO()
-    with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
-        if name is None:
-            tyro.extras.subcommand_cli_from_dict(
-                {key: _for_tyro(command) for key, command in program.commands.items()},
-                prog=program.name,
-                description=f"{program.description} {program.name} COMMAND --help explains a command.",
-                args=["--help"],
-            )
-        else:
-            command = _for_tyro(program.commands[name])
-            tyro.cli(command, prog=f"{program.name} {name}", description=command.__doc__, args=["--help"])
-    width = max(_NARROWEST, shutil.get_terminal_size().columns)
-    lines = [line.rstrip() for line in text.getvalue().strip().splitlines()]
-    wrapped = [textwrap.fill(line, width, subsequent_indent="  " * line.startswith("usage")) for line in lines]
-    _print("\n".join(wrapped))
+    """Print the help of the program, or of one command."""
+    parser = _parser(program) if name is None else _command_parser(f"{program.name} {name}", program.commands[name])
+    _print(parser.format_help().rstrip())
     return 0
+
+
+class _Layout(argparse.HelpFormatter):
+    """Names and their explanations on one line, where a name is not very long."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=28)
+
+
+def _parser(program: Program) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(program.name, description=program.description, formatter_class=_Layout)
+    parser.epilog = f"{program.name} COMMAND --help explains a command."
+    parser.add_argument("--version", action="store_true", help="show the version and exit")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, command in program.commands.items():
+        commands.add_parser(name, help=_escaped(_summary(command)))
+    return parser
+
+
+def _command_parser(title: str, command: Command) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(title, description=_summary(command), formatter_class=_Layout)
+    for parameter in parameters(command):
+        about: dict[str, Any] = {"help": _escaped(f"{parameter.help} {_default(parameter)}")}
+        if parameter.type is bool:
+            about["action"] = argparse.BooleanOptionalAction
+        else:
+            about["metavar"] = _metavar(parameter)
+        if parameter.positional:
+            parser.add_argument(parameter.name, **about, nargs="*" if parameter.many else None if parameter.required else "?")
+        else:
+            parser.add_argument(parameter.label, **about, required=parameter.required)
+    return parser
+
+
+def _summary(command: Command) -> str:
+    return " ".join((inspect.getdoc(command) or "").partition("Args:")[0].split())
+
+
+def _escaped(text: str) -> str:
+    """For argparse, which formats help texts with %."""
+    return text.replace("%", "%%")
+
+
+def _default(parameter: Parameter) -> str:
+    """What stands behind the help of a parameter."""
+    if parameter.required:
+        return "(required)"
+    if parameter.default is None:
+        return "(optional)"
+    if parameter.type is bool:
+        return f"(default: {'yes' if parameter.default else 'no'})"
+    default = " ".join(map(str, parameter.default)) if parameter.many else parameter.default
+    return f"(default: {default})" if default != "" else "(optional)"
+
+
+def _metavar(parameter: Parameter) -> str:
+    if parameter.positional:
+        return parameter.label
+    if typing.get_origin(parameter.type) is typing.Literal:
+        return "{" + ",".join(str(choice) for choice in typing.get_args(parameter.type)) + "}"
+    return {str: "TEXT", Path: "PATH"}.get(parameter.type, parameter.type.__name__.upper())
 
 
 def _print(text: str) -> None:
@@ -334,38 +373,4 @@ def _print(text: str) -> None:
     try:
         print(text)
     except UnicodeEncodeError:
-        print(text.translate(_ASCII).encode("ascii", "replace").decode())
-
-
-def _for_tyro(command: Command) -> Command:
-    """A function that does nothing, and whose help says what `prepare` takes."""
-    import tyro
-
-    known, signature = parameters(command), inspect.signature(command)
-    hints = typing.get_type_hints(command)
-    changed = []
-    for parameter in known:
-        about: dict[str, Any] = {"name": parameter.label.lstrip("-"), "help": parameter.help}
-        if parameter.type is not bool:
-            about["metavar"] = _metavar(parameter)
-        if parameter.default is None:
-            about["help_behavior_hint"] = "(optional)"
-        annotation = _ANNOTATED[hints[parameter.name], tyro.conf.arg(**about)]
-        changed.append(signature.parameters[parameter.name].replace(annotation=annotation))
-
-    def described(*_: Any, **__: Any) -> int:
-        return 0
-
-    described.__name__ = command.__name__
-    described.__doc__ = " ".join((inspect.getdoc(command) or "").partition("Args:")[0].split())
-    described.__signature__ = signature.replace(parameters=changed)  # type: ignore[attr-defined]
-    described.__annotations__ = {parameter.name: parameter.annotation for parameter in changed}
-    return described
-
-
-def _metavar(parameter: Parameter) -> str:
-    if parameter.positional:
-        return f"[{parameter.label} ...]" if parameter.many else parameter.label
-    if typing.get_origin(parameter.type) is typing.Literal:
-        return "{" + ",".join(str(choice) for choice in typing.get_args(parameter.type)) + "}"
-    return {str: "TEXT", Path: "PATH"}.get(parameter.type, parameter.type.__name__.upper())
+        print(text.encode("ascii", "replace").decode())
