@@ -88,6 +88,23 @@ def test_an_entry_off_the_construction_is_seen(name: str, place: tuple[int, ...]
     assert parameter_match(layer).off_construction == pytest.approx(expected)
 
 
+def test_what_a_task_with_few_targets_does_not_identify_is_left_out() -> None:
+    """Four inputs, two targets: y is padded with zeros, so the columns 2 and 3 of c and Lambda touch nothing."""
+    layer = disguised(0.0, (1.0, 1.0))
+    context = gdssm.LinearRegression(d_x=4, d_y=2).sample(5, seed=0, dtype=torch.float64)
+    before = gdssm.as_predictor(gdssm.InContextModel(layer, 4, 2))(context)
+    spoilt = gdssm.GDSSM(4, decay="full", dtype=torch.float64)
+    c, lam = layer.c[0].detach().clone(), torch.ones(4, 4)
+    c[:, 2:], c[2:], lam[:, 2:] = 0.7, -0.4, 0.9
+    spoilt.load_arrays(w_q=layer.w_q, d=layer.d, c=c, lambda_bar=lam)
+    torch.testing.assert_close(gdssm.as_predictor(gdssm.InContextModel(spoilt, 4, 2))(context), before)
+    match = parameter_match(spoilt, 4, 2)
+    assert match.off_construction < 1e-12
+    assert match.rate == pytest.approx(0.25)
+    assert match.decay_gap == 0
+    assert parameter_match(spoilt).off_construction > 0.1
+
+
 def test_parameter_match_refuses_other_layers() -> None:
     with pytest.raises(ValueError, match="one head, window 3 and stride 2, got 2, 3 and 2"):
         parameter_match(gdssm.GDSSM(3, n_heads=2))

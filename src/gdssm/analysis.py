@@ -120,7 +120,8 @@ def parameter_match(layer: GDSSM, d_x: int | None = None, d_y: int | None = None
 
     Two directions are removed first: the scale shared between w_q, d and c, which changes nothing, and e1 e1^T - e3 e3^T
     in w_q, which is nearly flat: with Lambda = 1 it telescopes over the overlapping windows to x_1 x_1^T - x_q x_q^T,
-    two examples' worth however long the context. d_x, d_y: only these rows and columns of c are compared.
+    two examples' worth however long the context. d_x, d_y: sizes of the task where they are less than D; c then acts on
+    d_y targets, Lambda on the d_x by d_y entries of Z in use, and the rest of both is not identified and left out.
     ValueError for a layer of another form, or one in which w_q[0, 1] or d[2] is 0.
     """
     if (layer.n_heads, layer.window, layer.stride) != (1, 3, 2):
@@ -131,7 +132,7 @@ def parameter_match(layer: GDSSM, d_x: int | None = None, d_y: int | None = None
     telescoping = (w_q[0, 0] - w_q[2, 2]) / 2
     w_q[0, 0] -= telescoping
     w_q[2, 2] += telescoping
-    c = (c * w_q[0, 1] * d[2])[:d_y, :d_x]
+    c = (c * w_q[0, 1] * d[2])[:d_y, :d_y]
     w_q, d = w_q / w_q[0, 1], d / d[2]
     diagonal = c.diagonal()
     off = [
@@ -147,7 +148,7 @@ def parameter_match(layer: GDSSM, d_x: int | None = None, d_y: int | None = None
         off_construction=float(torch.stack(off).max()),
         rate=float(rate),
         rate_spread=float((diagonal - rate).abs().max() / rate.abs()),
-        decay_gap=float((1 - layer.decay_matrix).max()),
+        decay_gap=float((1 - layer.decay_matrix[0, :d_x, :d_y]).max()),
     )
 
 
