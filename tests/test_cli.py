@@ -1,8 +1,11 @@
 """The command line from outside: exit codes, one line for every error, nothing written, torch not imported for it."""
 
 import json
+import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -171,3 +174,82 @@ def test_a_file_that_cannot_be_written_whole_is_not_written(tmp_path: Path) -> N
         write_json(path, {"a": float("nan")})
     assert json.loads(path.read_text()) == {"a": 1}
     assert list(tmp_path.iterdir()) == [path]
+
+
+SMALL = """
+from gdssm import LinearRegression, TrainConfig
+config = TrainConfig(task=LinearRegression(2, 2, 3), seeds=(0, 1), steps={steps}, batch=4, lr={lr}, eval_tasks=20, eval_points=3)
+"""
+
+
+def config_file(folder: Path, steps: int = 12, lr: float = 0.01) -> str:
+    (folder / "c.py").write_text(SMALL.format(steps=steps, lr=lr))
+    return str(folder / "c.py")
+
+
+def test_train_leaves_a_run_and_its_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    code, said, err = run("train", config_file(tmp_path), "--out", str(out), "--checkpoint-every", "5", capsys=capsys)
+    assert code == 0
+    assert "step 12 of 12: loss " in said
+    assert "12 steps in" in err
+    assert {p.name for p in out.iterdir()} == {
+        *(".lock", "checkpoints", "metrics.jsonl", "models", "record.json", "report.html", "results.json", "run.json")
+    }
+    assert sorted(p.name for p in (out / "checkpoints").iterdir()) == ["step-00000010.safetensors", "step-00000012.safetensors"]
+    page = (out / "report.html").read_text()
+    (out / "report.html").unlink()
+    code, said, _ = run("report", str(out), capsys=capsys)
+    assert code == 0
+    assert (out / "report.html").read_text() == page
+    code, said, _ = run("report", str(out / "checkpoints" / "step-00000010.safetensors"), capsys=capsys)
+    assert code == 0
+    assert "step 10" in (out / "checkpoints" / "step-00000010" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fragment"),
+    [
+        (["missing.py", "--out", "run"], "CONFIG is 'missing.py', which cannot be read: No such file or directory"),
+        (["wrong.py", "--out", "run"], "wrong.py, line 2: steps must be an integer >= 1, got 0"),
+        (["c.py", "--out", "run", "--checkpoint-every", "0"], "--checkpoint-every must be an integer >= 1, got 0"),
+        (["c.py", "--out", "c.py"], "--out is 'c.py', which is a file; a directory is needed"),
+        (["c.py", "--out", "/proc/run"], "--out is '/proc/run', where nothing can be written"),
+    ],
+)
+def test_wrong_uses_of_train_write_nothing(
+    arguments: list[str], fragment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config_file(tmp_path)
+    (tmp_path / "wrong.py").write_text("from gdssm import TrainConfig\nconfig = TrainConfig(steps=0)\n")
+    code, out, err = run("train", *arguments, capsys=capsys)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert fragment in err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["c.py", "wrong.py"]
+
+
+def test_a_diverging_training_exits_with_3(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run("train", config_file(tmp_path, lr=1e38), "--out", str(tmp_path / "run"), capsys=capsys)
+    assert code == 3
+    assert err.splitlines()[-1].startswith("gdssm: training stopped: step ")
+    assert "no checkpoint was written before" in err
+
+
+def test_ctrl_c_ends_cleanly_and_the_run_goes_on(tmp_path: Path) -> None:
+    """In a process of its own, interrupted as a terminal would; then the command it names is run."""
+    command = [sys.executable, "-c", "from gdssm import cli; cli.main()", "train", config_file(tmp_path, steps=600)]
+    command += ["--out", str(tmp_path / "run"), "--checkpoint-every", "10"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while not list(tmp_path.glob("run/checkpoints/step-*")) and process.poll() is None:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, "")
+    (line,) = err.splitlines()
+    found = re.fullmatch(r"gdssm: interrupted at step (\d+) of 600, which is saved; go on with: gdssm (.*)", line)
+    assert found
+    done = subprocess.run([*command[:3], *found[2].split()], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert f"going on at step {found[1]} of 600" in done.stderr
+    assert "step 600 of 600: loss" in done.stdout

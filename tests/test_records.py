@@ -31,7 +31,7 @@ def directory(tmp_path):
         ('{"x": NaN}', "NaN is not finite"),
         ('{"x": ' + 100_000 * "[" + 100_000 * "]" + "}", "is nested too deeply"),
         ({}, "claims must be a list"),
-        (make_results(claims=[{"name": "a"}]), "claims.kind is missing"),
+        (make_results(claims=[{"name": "a"}]), r"claims\[0\]\.kind is missing"),
         (make_results(claims=[claim("a", 1.0, 1.0, "<")]), "relation of 'a' is '<'.*allowed"),
         (make_results(claims=[claim("a", 1.0, 1.0, kind="guess")]), "kind of 'a' is 'guess'"),
         (make_results(claims=[claim("a", 1.0, [0.0], "between")]), "does not fit the relation"),

@@ -13,7 +13,7 @@ from gdssm.experiments import one_step
 from gdssm.models import ConstructedTokenLayer, InContextModel
 from gdssm.tasks import LinearRegression
 from gdssm.tokens import interleave
-from gdssm.train import TrainConfig
+from gdssm.train import ModelConfig, TrainConfig, build_model
 
 DOCS = Path(__file__).parent.parent / "docs"
 TASK = LinearRegression(d_x=4, d_y=3, n_examples=6)
@@ -173,7 +173,7 @@ def test_the_experiment_records_both_views_of_the_seed_that_figures_show(monkeyp
     assert snapshots["steps"] == variant["steps"]
     for name in ("w_q", "d", "c", "decay"):
         np.testing.assert_allclose(snapshots[name][-1], variant["trained"][name][position], rtol=1e-5, atol=1e-12)
-    layer = training.model.__class__(decay="full").build(task, variant["seeds"][position], torch.float32).layer
+    layer = build_model(ModelConfig(decay="full"), task, variant["seeds"][position]).layer
     np.testing.assert_allclose(snapshots["c"][0], parameter_match(layer).c, rtol=1e-5)  # untrained
     assert np.shape(filling["trained"]) == (6, 2, 3)
     assert np.any(np.array(filling["trained"][-1]))

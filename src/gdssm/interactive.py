@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from .heatmaps import ANCHORS, Array, Heatmap, grid, label, picture, scale_bar, shades
+from .records import rounded
 
 Variant = Mapping[str, Any]
 MOST_NUMBERS = 30_000  # of one heatmap in the page: more positions than that are thinned out
@@ -178,8 +179,8 @@ def weight_maps(name: str, snapshots: Variant, built: Variant, kept: list[int]) 
 
 
 def largest(*values: Array) -> float:
-    """The largest absolute value, 1 where all are 0 or empty."""
-    return max(float(np.nanmax(np.abs(value), initial=0)) for value in values) or 1.0
+    """The largest absolute value, 1 where all are 0 or empty; rounded as the cells are, so none lies beyond it."""
+    return rounded(max(float(np.nanmax(np.abs(value), initial=0)) for value in values)) or 1.0
 
 
 def comparison(found: Array, wanted: Array) -> tuple[str, str]:
