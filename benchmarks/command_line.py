@@ -2,9 +2,10 @@
 
     python benchmarks/command_line.py [RUNS] [WRONG]
 
-Starts `gdssm --help` and the like RUNS times each (default 5), then WRONG generated wrong command lines (default 200) in a
-directory of their own. Prints user and system seconds of each process: least, median and greatest, and how many of them
-imported torch or numpy. Exit code 1 where one did, or where an answer is not what it should be.
+Starts `gdssm --help` and the like RUNS times each (default 5), then WRONG generated wrong command lines (default 200) and as
+many wrong configurations of `gdssm train`, in a directory of their own. Prints user and system seconds of each process:
+least, median and greatest, and how many of them imported torch or numpy. Exit code 1 where one did, or where an answer is
+not what it should be.
 """
 
 import random
@@ -13,10 +14,13 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from dataclasses import fields
 from pathlib import Path
 
 from gdssm import cli
 from gdssm.arguments import Parameter, parameters
+from gdssm.settings import ModelConfig, TrainConfig
+from gdssm.tasks import LinearRegression
 
 PROGRAM = """
 import sys
@@ -58,6 +62,16 @@ def wrong_line(rng: random.Random) -> list[str]:
     return rng.choice(faults)
 
 
+def wrong_configuration(rng: random.Random) -> str:
+    """A configuration file with one fault: a value that no field takes, a field that is none, or broken Python."""
+    cls = rng.choice([TrainConfig, ModelConfig, LinearRegression])
+    name = rng.choice([field.name for field in fields(cls)])
+    value = rng.choice(["None", "'many'", "float('nan')", "-1.5", "[[]]", "10**5000", "'a\\nb'", "object()"])
+    call = rng.choice([f"{name}={value}", f"{name}={value}", f"{mutated(name + '__', rng)}=1", f"{name}=1 +"])
+    inner = {TrainConfig: call, ModelConfig: f"model=ModelConfig({call})", LinearRegression: f"task=LinearRegression({call})"}[cls]
+    return f"from gdssm import LinearRegression, ModelConfig, TrainConfig\nconfig = TrainConfig({inner})\n"
+
+
 def mutated(word: str, rng: random.Random) -> str:
     place = rng.randrange(2, len(word))
     return word[:place] + rng.choice("0123456789") + word[place + 1 :]
@@ -86,6 +100,13 @@ def main(runs: int = 5, wrong: int = 200) -> int:
         for words in (["--version"], ["--help"], *([command, "--help"] for command in cli.COMMANDS)):
             good &= report(" ".join(["gdssm", *words]), [cpu_seconds(words, directory, 0) for _ in range(runs)])
         good &= report("wrong command lines", [cpu_seconds(wrong_line(rng), directory, 2) for _ in range(wrong)])
+        with tempfile.TemporaryDirectory() as elsewhere:
+            path = Path(elsewhere) / "config.py"
+            seconds = []
+            for _ in range(wrong):
+                path.write_text(wrong_configuration(rng))
+                seconds.append(cpu_seconds(["train", str(path), "--out", "run"], directory, 2))
+            good &= report("wrong configurations", seconds)
     return 0 if good else 1
 
 

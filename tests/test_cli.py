@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from gdssm import cli
-from gdssm.experiments import EXPERIMENTS, LARGEST_SEED, one_step
+from gdssm.experiments import EXPERIMENTS, one_step
 from gdssm.experiments.claims import Claim, all_required_hold, write_json
+from gdssm.settings import LARGEST_SEED
 from gdssm.tasks import LinearRegression
 from gdssm.train import TrainConfig
 
@@ -211,7 +212,7 @@ def test_train_leaves_a_run_and_its_report(tmp_path: Path, capsys: pytest.Captur
     ("arguments", "fragment"),
     [
         (["missing.py", "--out", "run"], "CONFIG is 'missing.py', which cannot be read: No such file or directory"),
-        (["wrong.py", "--out", "run"], "wrong.py, line 2: steps must be an integer >= 1, got 0"),
+        (["wrong.py", "--out", "run"], "wrong.py, line 2: steps must be an integer >= 1 and <= 1000000000000, got 0"),
         (["c.py", "--out", "run", "--checkpoint-every", "0"], "--checkpoint-every must be an integer >= 1, got 0"),
         (["c.py", "--out", "c.py"], "--out is 'c.py', which is a file; a directory is needed"),
         (["c.py", "--out", "/proc/run"], "--out is '/proc/run', where nothing can be written"),
@@ -234,6 +235,15 @@ def test_a_diverging_training_exits_with_3(tmp_path: Path, capsys: pytest.Captur
     assert code == 3
     assert err.splitlines()[-1].startswith("gdssm: training stopped: step ")
     assert "no checkpoint was written before" in err
+
+
+def test_sizes_that_no_machine_has_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "c.py").write_text(
+        "from gdssm import LinearRegression, TrainConfig\nconfig = TrainConfig(task=LinearRegression(10**7, 10**7, 10**5))\n"
+    )
+    code, out, err = run("train", str(tmp_path / "c.py"), "--out", str(tmp_path / "run"), capsys=capsys)
+    assert (code, out) == (2, "")
+    assert err.splitlines()[-1].startswith("gdssm: the memory of this machine does not suffice: ")
 
 
 def test_ctrl_c_ends_cleanly_and_the_run_goes_on(tmp_path: Path) -> None:

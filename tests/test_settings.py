@@ -2,10 +2,14 @@
 
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from gdssm import cli
 from gdssm.config import ConfigError
 from gdssm.settings import ModelConfig, TrainConfig, evaluation_steps, read_config_file
 from gdssm.tasks import LinearRegression
@@ -43,7 +47,7 @@ def test_a_configuration_file_is_a_program(tmp_path: Path) -> None:
             HEAD + "config = TrainConfig(stepps=3)",
             "unexpected keyword argument 'stepps' (did you mean 'steps'?); allowed: task, model",
         ),
-        (HEAD + "config = TrainConfig(steps=0)", "c.py, line 2: steps must be an integer >= 1, got 0"),
+        (HEAD + "config = TrainConfig(steps=0)", "c.py, line 2: steps must be an integer >= 1 and <= 1000000000000, got 0"),
         (HEAD + "config = TrainConfig(steps='9')", "steps must be of type int, got '9'"),
         (HEAD + "config = TrainConfig(seeds=3)", "seeds must be of type tuple[int, ...], got 3"),
         (HEAD + "config = TrainConfig(seeds=())", "seeds must hold at least one seed and none twice, got ()"),
@@ -73,6 +77,29 @@ def test_files_that_cannot_be_read(tmp_path: Path, name: str, why: str) -> None:
         read_config_file(tmp_path / name)
 
 
+WRONG = st.sampled_from(["None", "'many'", "float('nan')", "-1.5", "[[]]", "10**5000", "'a\\nb'", "object()", "b''", "1 +"])
+
+
+@settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(cls=st.sampled_from([TrainConfig, ModelConfig, LinearRegression]), data=st.data(), value=WRONG)
+def test_any_wrong_field_ends_the_command_in_one_line(
+    cls: type, data: st.DataObject, value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Through the command line: exit code 2, the field and the line are named, and nothing is written."""
+    name = data.draw(st.sampled_from([field.name for field in fields(cls)]))
+    written = data.draw(st.sampled_from([name, name + "s", name[1:]]))
+    call = f"{cls.__name__}({written}={value})"
+    inner = {TrainConfig: call, ModelConfig: f"TrainConfig(model={call})", LinearRegression: f"TrainConfig(task={call})"}[cls]
+    (tmp_path / "c.py").write_text(f"{HEAD}config = {inner}\n")
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["train", str(tmp_path / "c.py"), "--out", str(tmp_path / "run")])
+    out, err = capsys.readouterr()
+    assert (stop.value.code, out, len(err.splitlines())) == (2, "", 1)
+    assert err.startswith(f"gdssm: {tmp_path / 'c.py'}, line 2: ")
+    assert value == "1 +" or written in err
+    assert [p.name for p in tmp_path.iterdir()] == ["c.py"]
+
+
 def test_settings_do_not_need_torch(tmp_path: Path) -> None:
     (tmp_path / "c.py").write_text(HEAD + "config = TrainConfig(model=ModelConfig(decay='full'))\n")
     program = (
@@ -93,5 +120,5 @@ def test_evaluations_start_at_zero_end_at_the_last_step_and_never_repeat(steps: 
 
 
 def test_fields_of_a_model_that_do_not_fit() -> None:
-    with pytest.raises(ConfigError, match="steps must be an integer >= 1, got 0"):
+    with pytest.raises(ConfigError, match="steps must be an integer >= 1 and <= 1000000000000, got 0"):
         ModelConfig(steps=0)

@@ -41,7 +41,8 @@ def reproduce(
         out: directory for results, made if absent; other files in it are left alone
         list_: list the experiments and stop
     """
-    from .experiments import EXPERIMENTS, LARGEST_SEED, MOST_SEEDS, check_name
+    from .experiments import EXPERIMENTS, MOST_SEEDS, check_name
+    from .settings import LARGEST_SEED
 
     if list_:
         for name, (_, summary) in EXPERIMENTS.items():
@@ -203,8 +204,14 @@ def _guarded(given: list[str]) -> int:
     except KeyboardInterrupt as stop:
         print(f"gdssm: {str(stop) or 'interrupted; nothing of the unfinished run was written'}", file=sys.stderr)
         return EXIT_INTERRUPTED
-    except RuntimeError as error:
-        if type(error).__name__ != "NonFiniteError":  # named, not imported: training alone brings torch
+    except OSError as error:
+        print(f"gdssm: {one_line(f'{error.filename}: {error.strerror}' if error.filename else str(error))}", file=sys.stderr)
+        return EXIT_USAGE
+    except (RuntimeError, MemoryError) as error:
+        if type(error).__name__ == "NonFiniteError":  # named, not imported: training alone brings torch
+            print(f"gdssm: training stopped: {error}", file=sys.stderr)
+            return EXIT_NON_FINITE
+        if not isinstance(error, MemoryError) and "memory" not in str(error):
             raise
-        print(f"gdssm: training stopped: {error}", file=sys.stderr)
-        return EXIT_NON_FINITE
+        print(f"gdssm: the memory of this machine does not suffice: {one_line(str(error))}", file=sys.stderr)
+        return EXIT_USAGE

@@ -11,6 +11,8 @@ from pathlib import Path
 from .config import ConfigError, check_choice, check_count, check_fields, check_number, near_miss
 from .tasks import LinearRegression
 
+LARGEST_SIZE = 10**12  # more is a slip of the pen
+LARGEST_SEED = 10**6 - 1  # tasks of larger seeds are held out: no training draws them
 DECAYS = ("full", "row", "head", "none")
 DTYPES = ("float32", "float64")
 DEVICES = ("cpu", "cuda")
@@ -36,9 +38,9 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        check_count("steps", self.steps)
+        check_count("steps", self.steps, most=LARGEST_SIZE)
         check_choice("decay", self.decay, DECAYS if self.steps == 1 else ("head", "none"))
-        check_count("n_heads", self.n_heads)
+        check_count("n_heads", self.n_heads, most=LARGEST_SIZE)
         if self.steps > 1 and (self.n_heads > 1 or self.key_map or self.feedthrough):
             raise ConfigError(
                 f"steps is {self.steps}: n_heads must be 1, key_map and feedthrough False, "
@@ -92,11 +94,11 @@ class TrainConfig:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ConfigError(f"seeds must hold at least one seed and none twice, got {self.seeds!r}")
         for seed in self.seeds:
-            check_count("seeds", seed, 0)
+            check_count("seeds", seed, 0, 2**63 - 1)
         for name in ("steps", "batch", "threads", "log_every", "eval_tasks", "eval_points"):
-            check_count(name, getattr(self, name))
-        check_count("warmup", self.warmup, 0)
-        check_count("data_seed", self.data_seed, 0)
+            check_count(name, getattr(self, name), most=LARGEST_SIZE)
+        check_count("warmup", self.warmup, 0, LARGEST_SIZE)
+        check_count("data_seed", self.data_seed, 0, LARGEST_SEED)
         check_number("lr", self.lr, above=0)
         check_number("clip", self.clip, above=0)
         for name in ("beta1", "beta2"):  # 1 would divide by 0 in the first step
@@ -122,7 +124,7 @@ def read_config_file(path: Path) -> TrainConfig:
         raise ConfigError(f"CONFIG is {str(path)!r}, which cannot be read: {error.strerror}") from None
     except (SyntaxError, ValueError) as error:
         where = f", line {error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
-        raise ConfigError(f"{path}{where}: is no Python: {_one_line(error)}") from None
+        raise ConfigError(f"{path}{where}: is no Python: {_one_line(getattr(error, 'msg', error))}") from None
     names: dict[str, object] = {"__name__": "gdssm_config", "__file__": str(path)}
     try:
         exec(code, names)
@@ -137,7 +139,7 @@ def read_config_file(path: Path) -> TrainConfig:
     return config
 
 
-def _one_line(error: BaseException) -> str:
+def _one_line(error: object) -> str:
     return " ".join(str(error).split())[:500]
 
 

@@ -15,7 +15,6 @@ EXPERIMENTS = {
     "one-step": ("one_step", "does a randomly initialised layer become one step of gradient descent?"),
 }
 PRESETS = ("quick", "paper")
-LARGEST_SEED = 10**6 - 1  # of training: evaluation tasks have larger ones
 MOST_SEEDS = 10_000
 
 

@@ -62,7 +62,7 @@ class LinearRegression:
 
     def __post_init__(self) -> None:
         for name in ("d_x", "d_y", "n_examples", "n_queries"):
-            check_count(name, getattr(self, name))
+            check_count(name, getattr(self, name), most=10**12)
         check_choice("inputs", self.inputs, INPUTS)
         check_number("input_range", self.input_range, above=0)
         check_number("weight_scale", self.weight_scale, least=0)
