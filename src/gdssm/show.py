@@ -49,7 +49,7 @@ def mend_treescope() -> bool:
     else:
         return False
 
-    class Unnamed(TorchTensorAdapter):
+    class Unnamed(TorchTensorAdapter):  # type: ignore[misc]  # treescope declares no types
         """Axes known by their places."""
 
         def get_axis_info_for_array_data(self, array: "Tensor") -> tuple[Any, ...]:
