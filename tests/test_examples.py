@@ -140,8 +140,9 @@ def test_the_notebook_runs(tmp_path: Path) -> None:
     assert [name for name, shown in outputs.items() for output in shown if output.get("name") == "stderr"] == []
     for name in ("loss-figure", "inside-figure", "state"):
         assert [output for output in outputs[name] if "image/png" in output.get("data", {})], name
-    assert "State(z=float64[2, 1, 4, 4]" in outputs["layer"][-1].data["text/plain"]
-    assert "treescope" in outputs["layer"][-1].data["text/html"]
+    assert [sorted(output.data) for output in outputs["layer"]] == [["text/html", "text/plain"]]
+    assert "State(z=float64[2, 1, 4, 4]" in outputs["layer"][0].data["text/plain"]
+    assert "treescope" in outputs["layer"][0].data["text/html"]
     text = "".join(output.text for shown in outputs.values() for output in shown if output.get("name") == "stdout")
     assert "not installed" not in text
     assert float(re.search(r"R\^2 in 5 folds: layer ([\d.]+)", text)[1]) > 0.9

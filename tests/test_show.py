@@ -94,9 +94,11 @@ def test_outside_of_a_notebook_one_line_says_so() -> None:
 
 def test_in_a_notebook_treescope_is_switched_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     treescope = pytest.importorskip("treescope")
-    calls: list[dict[str, object]] = []
+    calls: list[object] = []
     monkeypatch.setattr(treescope, "basic_interactive_setup", lambda **options: calls.append(options))
+    monkeypatch.setattr(treescope, "register_as_default", lambda **options: calls.append(options))
+    monkeypatch.setattr(show, "mend_treescope", lambda: calls.append("mended"))
     monkeypatch.setattr(show, "_in_notebook", lambda: True)
     show.interactive()
-    assert calls == [{"autovisualize_arrays": True}]
+    assert calls == [{"autovisualize_arrays": True}, {"streaming": False}, "mended"]
     assert capsys.readouterr() == ("", "")

@@ -19,9 +19,9 @@ def summary(tensor: "Tensor") -> str:
 def interactive() -> None:
     """From here on the cells of this notebook show values as foldable trees, arrays as heatmaps.
 
-    It is treescope.basic_interactive_setup(), with one thing mended: treescope 0.1.10 asks tensors for names of their axes,
-    which torch from 2.13 on does not have. Where treescope is not installed, or outside of a notebook, one line on standard
-    output says so and values are shown as text, as before.
+    It is treescope.basic_interactive_setup(), but each value is one output, which pages exported from the notebook show too;
+    and one thing is mended: treescope 0.1.10 asks tensors for names of their axes, which torch from 2.13 on does not have.
+    Where treescope is not installed, or outside of a notebook, one line on standard output says so and nothing changes.
     """
     if importlib.util.find_spec("treescope") is None:
         print("treescope is not installed, so values are shown as text; for trees and heatmaps: pip install treescope")
@@ -32,6 +32,7 @@ def interactive() -> None:
     import treescope
 
     treescope.basic_interactive_setup(autovisualize_arrays=True)
+    treescope.register_as_default(streaming=False)
     mend_treescope()
 
 
