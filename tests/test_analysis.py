@@ -6,7 +6,7 @@ from torch import Tensor
 
 import gdssm
 from gdssm import construct, learners
-from gdssm.analysis import alignment, parameter_match, sensitivity, wilson_interval
+from gdssm.analysis import alignment, parameter_match, sensitivity, squared_loss, wilson_interval
 
 TASK = gdssm.LinearRegression(d_x=3, d_y=2, n_examples=5, n_queries=4)
 CONTEXT = TASK.sample(6, seed=1, dtype=torch.float64)
@@ -37,6 +37,12 @@ def test_a_construction_aligns_exactly() -> None:
     assert found.prediction_difference < 1e-15
     assert found.sensitivity_cosine == pytest.approx(1, abs=1e-14)
     assert found.loss_ratio == pytest.approx(1, abs=1e-14)
+
+
+def test_a_loss_of_predictions_that_require_gradients_is_a_number_without_a_warning() -> None:
+    prediction = GD(CONTEXT)
+    wanted = float((prediction - CONTEXT.y_query).square().mean()) / 2
+    assert squared_loss(prediction.requires_grad_(), CONTEXT.y_query) == pytest.approx(wanted, rel=1e-14)
 
 
 def test_a_constant_prediction_has_no_sensitivity() -> None:

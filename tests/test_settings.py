@@ -47,7 +47,7 @@ def test_a_configuration_file_is_a_program(tmp_path: Path) -> None:
             HEAD + "config = TrainConfig(stepps=3)",
             "unexpected keyword argument 'stepps' (did you mean 'steps'?); allowed: task, model",
         ),
-        (HEAD + "config = TrainConfig(steps=0)", "c.py, line 2: steps must be an integer >= 1 and <= 1000000000000, got 0"),
+        (HEAD + "config = TrainConfig(steps=0)", "c.py, line 2: steps must be an integer >= 1, got 0"),
         (HEAD + "config = TrainConfig(steps='9')", "steps must be of type int, got '9'"),
         (HEAD + "config = TrainConfig(seeds=3)", "seeds must be of type tuple[int, ...], got 3"),
         (HEAD + "config = TrainConfig(seeds=())", "seeds must hold at least one seed and none twice, got ()"),
@@ -120,5 +120,5 @@ def test_evaluations_start_at_zero_end_at_the_last_step_and_never_repeat(steps: 
 
 
 def test_fields_of_a_model_that_do_not_fit() -> None:
-    with pytest.raises(ConfigError, match="steps must be an integer >= 1 and <= 1000000000000, got 0"):
+    with pytest.raises(ConfigError, match="steps must be an integer >= 1, got 0"):
         ModelConfig(steps=0)

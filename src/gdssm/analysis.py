@@ -59,7 +59,7 @@ def compare(found: tuple[Tensor, Tensor], wanted: tuple[Tensor, Tensor], y_query
 
 def squared_loss(prediction: Tensor, target: Tensor) -> float:
     """Mean over tasks and queries of 0.5 |target - prediction|^2 / d_y, summed in float64."""
-    return float(0.5 * (target - prediction).double().square().mean())
+    return float(0.5 * (target - prediction).detach().double().square().mean())
 
 
 def sensitivity(predictor: Predictor, context: Context) -> tuple[Tensor, Tensor]:

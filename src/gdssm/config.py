@@ -69,7 +69,7 @@ def check_count(name: str, value: object, least: int = 1, most: int | None = Non
     """ConfigError unless value is an integer >= least, and <= most; any type of integers will do, a boolean will not."""
     number = _integer(value)
     if number is None or number < least or (most is not None and number > most):
-        upper = "" if most is None else f" and <= {most}"
+        upper = "" if most is None or number is None or number < least else f" and <= {most}"
         raise ConfigError(f"{name} must be an integer >= {least}{upper}, got {shown(value)}")
 
 

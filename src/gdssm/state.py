@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from . import ops
 from .ops import ScanState
+from .show import summary
 
 if TYPE_CHECKING:
     from .layers import GDSSM
@@ -25,6 +26,13 @@ class State:
     tail: Tensor
     seen: Tensor
     layer: "GDSSM"
+
+    def __repr__(self) -> str:
+        """Shapes and tokens read, no numbers of Z."""
+        tokens = sorted(set(self.seen.tolist()))
+        seen = "none" if not tokens else f"{tokens[0]}" if len(tokens) == 1 else f"{tokens[0]}..{tokens[-1]}"
+        layer = f"{type(self.layer).__name__}({self.layer.extra_repr()})"
+        return f"State(z={summary(self.z)}, tail={summary(self.tail)}, seen={seen}, layer={layer})"
 
     def weights(self) -> Tensor:
         """The implicit linear model of each head, W_h = C_h Z_h^T P_h, (B, H, D, D).

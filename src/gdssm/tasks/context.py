@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..show import summary
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -45,6 +47,11 @@ class Context:
         wanted = (batch, self.x_query.shape[1], self.y.shape[2])
         if self.y_query is not None and self.y_query.shape != wanted:
             raise ValueError(f"y_query must be {wanted}, got {tuple(self.y_query.shape)}")
+
+    def __repr__(self) -> str:
+        """Shapes, no numbers."""
+        y_query = "None" if self.y_query is None else summary(self.y_query)
+        return f"Context(x={summary(self.x)}, y={summary(self.y)}, x_query={summary(self.x_query)}, y_query={y_query})"
 
     def __len__(self) -> int:
         return self.x.shape[0]
