@@ -31,7 +31,6 @@ figures: $(VENV)/.installed
 	$(BIN)/python scripts/concept_figures.py
 
 docs: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet -e ".[docs]"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
