@@ -7,8 +7,9 @@
     y_t = Z_t   |   gelu(W_o s_t) * Z_t                      output gate off | on
 
 Differences from the original: gate matrices are full (the original's: block-diagonal); the first token is scaled as every
-other (published code does not scale it); the output gate is the other branch of Griffin's recurrent block, whose
-projections in and out are the stack's and whose convolution is the window front's (gdssm.baselines).
+other (published code does not scale it); the root's gradient is exact (published code cuts it off); the output gate is the
+other branch of Griffin's recurrent block, whose projections in and out are the stack's and whose convolution is the window
+front's (gdssm.baselines).
 
 Axes: B batch, T tokens, D features.
 """
@@ -66,6 +67,8 @@ class RGLRU(SequenceLayer):
     def scan(self, tokens: Tensor, state: Tensor, read: Tensor | None) -> tuple[Tensor, Tensor]:
         r, i = affine(tokens, self.w_r, self.b_r).sigmoid(), affine(tokens, self.w_i, self.b_i).sigmoid()
         log = -self.factor * softplus(self.theta.to(tokens.dtype)) * r
-        m = (-(2 * log).expm1()).sqrt() * i * tokens  # 1 - exp(2 log) without cancellation; 0 where not read
+        # 1 - exp(2 log) without cancellation; a gate shut until it underflows would make the root's gradient 0 / 0
+        below = log.clamp(max=-torch.finfo(log.dtype).tiny)
+        m = (-(2 * below).expm1()).sqrt() * i * tokens
         z, last = diagonal(skip_unread(log, read, 0).exp(), m, state)
         return (z if self.w_o is None else gelu(affine(tokens, self.w_o)) * z), last
