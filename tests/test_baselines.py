@@ -22,6 +22,7 @@ from gdssm.baselines import (
 )
 from gdssm.baselines.s5 import hippo_normal
 from gdssm.config import ConfigError
+from gdssm.ensemble import Ensemble
 from gdssm.tokens import concatenated, interleave
 from plain import array, ratio
 
@@ -568,6 +569,25 @@ def test_unknown_names_and_other_types():
 
 
 # Training
+
+
+@pytest.mark.parametrize("name", baselines.BASELINES)
+def test_many_copies_train_as_one_program(name):
+    """Two copies behind a front in an ensemble: the predictions and gradients of each alone."""
+    models = [
+        baselines.LastOutput(build(name, 3, 3, n_layers=2, front=WindowFront(3, stride=2, products=1)), d_y=2) for _ in range(2)
+    ]
+    for seed, model in enumerate(models):
+        model.layer.reset_parameters(torch.Generator().manual_seed(seed))
+    copies = Ensemble([model.double() for model in models])
+    tokens = stream(4, 9, 3)
+    prediction = copies(tokens)
+    copies.differentiate(prediction.square().sum())
+    for s, model in enumerate(models):
+        own = model(tokens)
+        assert ratio(prediction[s], own) <= 1e-12
+        gradients = torch.autograd.grad(own.square().sum(), list(model.parameters()))
+        assert ratio(copies.gradient[s], torch.cat([g.flatten() for g in gradients])) <= 1e-10
 
 
 def test_linear_attention_learns_gradient_descent():

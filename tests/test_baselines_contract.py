@@ -137,6 +137,19 @@ class TestStackOfPairs(SequenceLayerContract):
         return Stack([GatedRNN(18, n_state=4, n_products=3, d_out=3, dtype=DOUBLE), RGLRU(3, dtype=DOUBLE)], front=front)
 
 
+@pytest.mark.parametrize(
+    "case", [TestLinearAttention, TestS5Glu, TestGatedRNN, TestFront, TestFrontOfPairs, TestStack, TestStackOfPairs]
+)
+def test_outputs_are_zero_in_the_padding(case):
+    """Also of windows that the longest sequence has and a shorter one has not."""
+    lengths = [13, 5, 1]
+    out, _ = case().layer()(case().tokens(), None, torch.tensor(lengths))
+    for b, n in enumerate(lengths):
+        k = len(case().ends(n))
+        assert torch.count_nonzero(out[b, :k]) > 0 or k == 0
+        assert torch.count_nonzero(out[b, k:]) == 0
+
+
 @pytest.mark.parametrize("bad", [torch.tensor([14, 1, 1]), torch.tensor([-1, 1, 1]), torch.tensor([1.0, 1, 1]), torch.tensor([1])])
 def test_lengths_out_of_range(bad):
     tokens = torch.ones(3, 13, 3)

@@ -64,10 +64,11 @@ def _chunk(q: Tensor, k: Tensor, v: Tensor, z: Tensor, total: Tensor | None, bet
     if beta is None:
         u = v
     else:
-        # u_t = beta_t (v_t - Z_0^T k_t - sum_{s < t} (k_t . k_s) u_s): one triangular system for the chunk
-        earlier = beta * _scores(k, k, total).tril(-1)
-        eye = torch.eye(k.shape[2], dtype=k.dtype, device=k.device)
-        u = torch.linalg.solve_triangular(eye + earlier, beta * (v - (since * k) @ z), upper=False, unitriangular=True)
+        # u_t = beta_t (v_t - Z_0^T k_t - sum_{s < t} (k_t . k_s) u_s), keys as the decay leaves them: one triangular
+        # system for the chunk, whose solver takes the diagonal for 1 and does not look above it
+        u = torch.linalg.solve_triangular(
+            beta * _scores(k, k, total), beta * (v - (since * k) @ z), upper=False, unitriangular=True
+        )
     o = (since * q) @ z + _scores(q, k, total).tril() @ u
     if total is None:
         return o, z + k.mT @ u
