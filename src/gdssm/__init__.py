@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import analysis, construct, learners, ops, tasks, theory, tokens, train, views
+    from . import analysis, baselines, construct, learners, ops, tasks, theory, tokens, train, views
     from .layers import GDSSM
     from .models import ConstructedTokenLayer, FeatureModel, GDSSMStack, InContextModel, RandomFourierFeatures, TwoStepBlock
     from .readouts import ConjugateGradientReadout, IteratedReadout, MinibatchReadout, NewtonReadout
@@ -41,7 +41,7 @@ _WHERE = {
     "ready_models": "saving",
     "save": "saving",
 }
-_MODULES = ("analysis", "construct", "learners", "ops", "tasks", "theory", "tokens", "train", "views")
+_MODULES = ("analysis", "baselines", "construct", "learners", "ops", "tasks", "theory", "tokens", "train", "views")
 
 __all__ = [
     "ConjugateGradientReadout",
@@ -63,6 +63,7 @@ __all__ = [
     "TwoStepBlock",
     "analysis",
     "as_predictor",
+    "baselines",
     "construct",
     "learners",
     "load",
