@@ -98,7 +98,10 @@ def test_a_page_that_cannot_be_written_is_one_line(directory, tmp_path):
         tmp_path: "is a directory; the page needs the name of a file",
         tmp_path / "no" / "x": "cannot be written: No such file",
         tmp_path / (300 * "x"): "cannot be written: File name too long",
-        directory / "one-step" / "record.json": "the page would stand where a record belongs",
+        directory / "one-step" / "record.json": "the page would stand where a record",
+        directory / "run.json": "the page would stand where a record",
+        directory / "metrics.jsonl": "the page would stand where a record",
+        directory / "step-00000200.safetensors": "the page would stand where a record",
     }
     for out, wanted in refused.items():
         with pytest.raises(ReportError, match=wanted) as caught:
