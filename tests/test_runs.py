@@ -446,6 +446,14 @@ def test_a_record_is_not_replaced_by_one_of_step_0(tmp_path: Path, undisturbed: 
     assert {name: data for name, data in contents(directory).items() if name != "report.html"} == before
 
 
+def test_the_learned_rate_is_that_of_the_targets(tmp_path: Path) -> None:
+    training = run(replace(CONFIG, task=LinearRegression(3, 1, 3), steps=2), tmp_path / "run")
+    write_record(tmp_path / "run")
+    (variant,) = json.loads((tmp_path / "run" / "record.json").read_text())["variants"]
+    assert variant["rate"] == pytest.approx([c[0][0] for c in variant["trained"]["c"]])
+    assert training.model(0).layer.d_model == 3  # entries of c that no target uses are there, and left out
+
+
 def test_a_run_killed_before_its_first_metrics_has_a_record(tmp_path: Path) -> None:
     run(replace(CONFIG, steps=2), tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints")

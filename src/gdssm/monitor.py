@@ -105,7 +105,7 @@ class Monitor:
         matches = [parameter_match(_layer(model)) for model in models]
         kept = [line["weights"] for _, line in evaluations]
         return {
-            "rate": [match.rate for match in matches],
+            "rate": [parameter_match(_layer(model), task.d_x, task.d_y).rate for model in models],
             "trained": {
                 "w_q": [match.w_q.tolist() for match in matches],
                 "d": [match.d.tolist() for match in matches],
