@@ -163,7 +163,7 @@ def report(path: Path, /, out: Path | None = None) -> int:
     """
     from .report import write_report
 
-    made, kept = (path / "record.json").is_file(), any(path.glob("checkpoints/step-*"))
+    made, kept = (path / "record.json").is_file(), any(path.glob("checkpoints/step-*.safetensors"))
     if path.is_file() or ((path / "run.json").is_file() and (kept or not made)):  # without checkpoints its record is what is left
         from .runs import write_record
 
