@@ -237,6 +237,20 @@ def test_a_diverging_training_exits_with_3(tmp_path: Path, capsys: pytest.Captur
     assert "no checkpoint was written before" in err
 
 
+def test_interrupted_after_training_it_says_what_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gdssm.runs.write_record", interrupted)
+    code, _, err = run("train", config_file(tmp_path, steps=2), "--out", str(tmp_path / "my run"), capsys=capsys)
+    assert code == 130
+    wanted = f"gdssm: interrupted; the models are trained and saved, the report is not: gdssm report '{tmp_path / 'my run'}'"
+    assert err.splitlines()[-1] == wanted
+    assert (tmp_path / "my run" / "models" / "seed-0.safetensors").exists()
+
+
 def test_sizes_that_no_machine_has_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "c.py").write_text(
         "from gdssm import LinearRegression, TrainConfig\nconfig = TrainConfig(task=LinearRegression(10**7, 10**7, 10**5))\n"

@@ -84,6 +84,16 @@ def test_the_data_of_the_weights_are_the_record_s():
     np.testing.assert_allclose(y, interactive.CURVE[1] * (losses.max() - losses[:-1]) / np.ptp(losses), atol=0.06)
 
 
+def test_only_the_median_seed_is_called_that():
+    variant = make_variant()
+    order = np.argsort([row[-1] for row in variant["loss"]])
+    for position in range(5):
+        seed = variant["seeds"][order[position]]
+        variant["snapshots"]["seed"] = seed
+        opening = f"Weights of the layer of seed {seed}, the median final loss." if position == 2 else f"layer of seed {seed}. "
+        assert opening in interactive.weights_html(variant, "")
+
+
 def test_the_page_shows_the_last_position_without_a_script():
     variant = make_variant()
     html = interactive.view(variant)

@@ -1,6 +1,7 @@
 """Records that cannot be reported: one line that names the file, and nothing written."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -96,9 +97,13 @@ def test_a_directory_that_is_none(tmp_path):
 def test_a_page_that_cannot_be_written_is_one_line(directory, tmp_path):
     refused = {
         tmp_path: "is a directory; the page needs the name of a file",
+        Path("."): "is a directory; the page needs the name of a file",
         tmp_path / "no" / "x": "cannot be written: No such file",
         tmp_path / (300 * "x"): "cannot be written: File name too long",
-        directory / "one-step" / "record.json": "the page would stand where a record belongs",
+        directory / "one-step" / "record.json": "the page would stand where a record",
+        directory / "run.json": "the page would stand where a record",
+        directory / "metrics.jsonl": "the page would stand where a record",
+        directory / "step-00000200.safetensors": "the page would stand where a record",
     }
     for out, wanted in refused.items():
         with pytest.raises(ReportError, match=wanted) as caught:

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from gdssm import files, runs, saving, storage
+from gdssm.cli import report
 from gdssm.config import ConfigError
 from gdssm.runs import Interrupted, RunError, load_training, read_evaluations, run, write_record
 from gdssm.settings import ModelConfig, TrainConfig, evaluation_steps
@@ -402,6 +403,85 @@ def test_records_of_runs_and_checkpoints(tmp_path: Path, undisturbed: Path) -> N
     (at,) = json.loads((checkpoint.with_suffix("") / "record.json").read_text())["variants"]
     assert at["steps"] == [CONFIG.steps - EVERY]
     assert at["gd_loss"] == variant["gd_loss"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"device": "cuda"}, "device is 'cuda'"),
+        ({"task": LinearRegression(2, 2, 3, weight_scale=0.0)}, "task has no best step of gradient descent"),
+        ({"task": LinearRegression(2, 2, 3, spectrum=(0.0, 0.0))}, "task has no best step of gradient descent"),
+        ({"task": LinearRegression(2, 2, 3, input_range=1e-30)}, "task has no best step of gradient descent"),
+    ],
+)
+def test_what_cannot_be_trained_leaves_nothing_behind(
+    tmp_path: Path, change: dict[str, object], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match=message):
+        run(replace(CONFIG, **change), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_checkpoints_of_a_run_that_lost_its_configuration_are_left_alone(tmp_path: Path, resume: bool) -> None:
+    directory = unfinished(tmp_path)
+    (directory / "run.json").unlink()
+    before = contents(directory)
+    with pytest.raises(RunError, match=r"has step-00000028\.safetensors but no run.json; name another directory"):
+        run(CONFIG, directory, resume=resume)
+    assert contents(directory) == before
+
+
+def test_a_record_is_not_replaced_by_one_of_step_0(tmp_path: Path, undisturbed: Path) -> None:
+    directory = tmp_path / "run"
+    shutil.copytree(undisturbed, directory)
+    write_record(directory)
+    shutil.rmtree(directory / "checkpoints")
+    before = contents(directory)
+    with pytest.raises(RunError, match="has no checkpoint, so its record cannot be made again"):
+        write_record(directory)
+    assert contents(directory) == before
+    assert report(directory) == 0  # from the record that is left
+    assert {name: data for name, data in contents(directory).items() if name != "report.html"} == before
+
+
+def test_the_learned_rate_is_that_of_the_targets(tmp_path: Path) -> None:
+    training = run(replace(CONFIG, task=LinearRegression(3, 1, 3), steps=2), tmp_path / "run")
+    write_record(tmp_path / "run")
+    (variant,) = json.loads((tmp_path / "run" / "record.json").read_text())["variants"]
+    assert variant["rate"] == pytest.approx([c[0][0] for c in variant["trained"]["c"]])
+    assert training.model(0).layer.d_model == 3  # entries of c that no target uses are there, and left out
+
+
+def test_a_run_killed_before_its_first_metrics_has_a_record(tmp_path: Path) -> None:
+    run(replace(CONFIG, steps=2), tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    (tmp_path / "run" / "metrics.jsonl").unlink()
+    assert write_record(tmp_path / "run")[1].startswith("step 0 of 2: ")
+
+
+@pytest.mark.parametrize(("old", "new"), [(b'"sensitivity_cosine"', b'"cosine"'), (b'"loss": [', b'"loss": [null, ')])
+def test_metrics_edited_by_hand_are_one_line(tmp_path: Path, undisturbed: Path, old: bytes, new: bytes) -> None:
+    directory = tmp_path / "run"
+    shutil.copytree(undisturbed, directory)
+    path = directory / "metrics.jsonl"
+    path.write_bytes(path.read_bytes().replace(old, new))
+    with pytest.raises(RunError, match=r"metrics.jsonl: line 1 is no line of metrics"):
+        write_record(directory)
+
+
+def test_the_last_checkpoint_is_the_one_of_the_largest_step(tmp_path: Path) -> None:
+    names = ["step-100000000.safetensors", "step-99999999.safetensors", "step-00000200.safetensors"]
+    for name in names:
+        (tmp_path / name).touch()
+    assert [path.name for path in runs._checkpoints(tmp_path)] == names
+
+
+def test_the_command_that_goes_on_can_be_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Training, "check", lambda self: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Interrupted, match=r"go on with: gdssm train 'my c.py' --out '.*/my run' --resume$"):
+        run(CONFIG, tmp_path / "my run", source="my c.py")
 
 
 def test_tensorboard_has_the_metrics(tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def test_other_versions_and_kinds_are_named(path: Path, monkeypatch: pytest.Monk
 def test_a_file_of_another_program_is_refused(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
-    for metadata in (None, {"format": "pt"}, {"gdssm": "[]"}, {"gdssm": json.dumps({"kind": "model"})}):
+    for metadata in (None, {"format": "pt"}, {"gdssm": "[]"}, {"gdssm": json.dumps({"kind": "model"})}, {"gdssm": "[" * 10**5}):
         save_file({"w": torch.ones(2)}, tmp_path / "x.safetensors", metadata)
         with pytest.raises(StorageError, match="no file that gdssm wrote"):
             storage.read(tmp_path / "x.safetensors", "model")
@@ -137,6 +137,14 @@ def test_a_full_disk_leaves_the_old_file(path: Path, monkeypatch: pytest.MonkeyP
             storage.write(path, "checkpoint", {"a": torch.zeros(9)}, {})
     assert path.read_bytes() == before
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_tensors_that_share_memory_are_written(path: Path) -> None:
+    whole = torch.arange(6.0).reshape(2, 3)
+    storage.write(path, "model", {"whole": whole, "part": whole[:, 1], "turned": whole.T}, {})
+    found = storage.read(path, "model")[0]
+    assert torch.equal(found["part"], whole[:, 1])
+    assert torch.equal(found["turned"], whole.T)
 
 
 def test_content_that_is_no_json_is_not_written(tmp_path: Path) -> None:

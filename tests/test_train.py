@@ -171,6 +171,7 @@ def test_a_small_layer_becomes_gradient_descent() -> None:
         ({"lr": float("nan")}, "lr must be a finite number > 0, got nan"),
         ({"model": {"decay": "heads"}}, "decay is 'heads' .did you mean 'head'"),
         ({"task": {"inputs": "normal"}}, "inputs is 'normal'.*allowed: uniform, gaussian"),
+        ({"task": {"n_queries": 2}}, "task.n_queries must be 1 in training, one query per context; got 2"),
         ({"task": {"d_x": True}}, "task.d_x must be of type int, got True"),
         ({"seeds": [1, -1]}, "seeds must be an integer >= 0, got -1"),
     ],

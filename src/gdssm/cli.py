@@ -7,6 +7,7 @@ nothing written); 3 training stopped on values that are not finite; 130 interrup
 import contextlib
 import importlib.util
 import os
+import shlex
 import sys
 import tempfile
 import time
@@ -142,11 +143,15 @@ def train(
     from .runs import run, write_record
 
     run(settings, out, resume=resume, checkpoint_every=checkpoint_every, tensorboard=tensorboard, source=str(config))
-    print(write_record(out)[1])
-    if importlib.util.find_spec("matplotlib") is None:
-        print("no report: it needs matplotlib, pip install 'gdssm[report]'")
-        return 0
-    return report(out)
+    try:
+        print(write_record(out)[1])
+        if importlib.util.find_spec("matplotlib") is None:
+            print("no report: it needs matplotlib, pip install 'gdssm[report]'")
+            return 0
+        return report(out)
+    except KeyboardInterrupt:
+        again = shlex.join(["gdssm", "report", str(out)])
+        raise KeyboardInterrupt(f"interrupted; the models are trained and saved, the report is not: {again}") from None
 
 
 def report(path: Path, /, out: Path | None = None) -> int:
@@ -158,7 +163,8 @@ def report(path: Path, /, out: Path | None = None) -> int:
     """
     from .report import write_report
 
-    if path.is_file() or (path / "run.json").is_file():
+    made, kept = (path / "record.json").is_file(), any(path.glob("checkpoints/step-*.safetensors"))
+    if path.is_file() or ((path / "run.json").is_file() and (kept or not made)):  # without checkpoints its record is what is left
         from .runs import write_record
 
         path = write_record(path)[0]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .heatmaps import ANCHORS, Array, Heatmap, grid, label, picture, scale_bar, shades
-from .records import rounded
+from .records import middle_seed, rounded
 
 Variant = Mapping[str, Any]
 MOST_NUMBERS = 30_000  # of one heatmap in the page: more positions than that are thinned out
@@ -268,14 +268,16 @@ def weights_html(variant: Variant, suffix: str) -> str:
             drawn = "".join(weight_map(panel, f"{key}{ending}", f"{key} {whose}") for key in keys)
             columns.append(f'<figure class="matrix"><figcaption>{title} {whose}</figcaption>{drawn}</figure>')
         columns.append(scale_bar(panel.maps[keys[0]], of))
+    losses = [row[-1] for row in variant["loss"]]
+    median = len(losses) > 1 and variant["seeds"][middle_seed(losses)] == snapshots["seed"]
     numbers = numbers_table(
         panel, ("loss", "times one step of gradient descent", "cosine to it"), (("loss", "ratio", "cosine"),), first_is_text=False
     )
     note = (
-        f"Weights of the layer of seed {snapshots['seed']}, the median final loss. Scaled so that w_q at (xₖ, yₖ) and d at xₖ₊₁ "
-        "are 1, and without the part of w_q that the overlap of windows cancels; so C carries the learning rate. The colour "
-        "scales are those of the trained and constructed weights: what lies beyond has the end's colour, in C with a cross. "
-        "Curve: the loss of this layer, logarithmic; dashed: one step of gradient descent."
+        f"Weights of the layer of seed {snapshots['seed']}{', the median final loss' if median else ''}. Scaled so that w_q at "
+        "(xₖ, yₖ) and d at xₖ₊₁ are 1, and without the part of w_q that the overlap of windows cancels; so C carries the "
+        "learning rate. The colour scales are those of the trained and constructed weights: what lies beyond has the end's colour, "
+        "in C with a cross. Curve: the loss of this layer, logarithmic; dashed: one step of gradient descent."
     )
     body = loss_curve(variant, panel) + f'<div class="six">{"".join(columns)}</div>'
     return panel_html(panel, "Over training: weights become the construction", "Training step", numbers, body, note)

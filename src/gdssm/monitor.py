@@ -10,6 +10,7 @@ import torch
 
 from . import learners, theory
 from .analysis import compare, parameter_match, sensitivity, squared_loss
+from .config import ConfigError
 from .layers import GDSSM
 from .models import InContextModel
 from .settings import TrainConfig
@@ -46,7 +47,10 @@ def one_step_rate(task: LinearRegression) -> tuple[float, float]:
 
 
 class Monitor:
-    """Compares the copies of a training with one step of gradient descent at its best rate, always on the same tasks."""
+    """Compares the copies of a training with one step of gradient descent at its best rate, always on the same tasks.
+
+    Raises ConfigError for a task on which that step says nothing, such as one whose targets are all 0.
+    """
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
@@ -54,8 +58,11 @@ class Monitor:
         self.context = config.task.sample(config.eval_tasks, seed=HELD_OUT_SEED, dtype=dtype, device=config.device)
         assert self.context.y_query is not None
         self.target = self.context.y_query
-        self.rate, self.closed_form = one_step_rate(config.task)
-        self.reference = sensitivity(learners.predictor(learners.gradient_descent, lr=self.rate), self.context)
+        try:
+            self.rate, self.closed_form = one_step_rate(config.task)
+            self.reference = sensitivity(learners.predictor(learners.gradient_descent, lr=self.rate), self.context)
+        except ValueError as error:
+            raise ConfigError(f"task has no best step of gradient descent to compare with: {error}") from None
 
     def evaluate(self, training: Training) -> dict[str, Any]:
         """The series, each (S,), and the weights of the first seed where `snapshot` knows them."""
@@ -98,7 +105,7 @@ class Monitor:
         matches = [parameter_match(_layer(model)) for model in models]
         kept = [line["weights"] for _, line in evaluations]
         return {
-            "rate": [match.rate for match in matches],
+            "rate": [parameter_match(_layer(model), task.d_x, task.d_y).rate for model in models],
             "trained": {
                 "w_q": [match.w_q.tolist() for match in matches],
                 "d": [match.d.tolist() for match in matches],

@@ -47,10 +47,10 @@ def write_report(directory: Path, out: Path | None = None) -> Path:
     """
     directory = Path(directory)
     path = directory / "report.html" if out is None else Path(out)
-    if path.name in FILES:
-        raise ReportError(f"{path}: the page would stand where a record belongs; it needs another name")
+    if path.name in FILES or path.suffix in (".json", ".jsonl", ".safetensors"):
+        raise ReportError(f"{path}: the page would stand where a record or other data belong; it needs another name")
     page = render(read_experiments(directory))
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished = path.parent / f".{path.name}.{os.getpid()}"
     try:
         if path.is_dir():
             raise ReportError(f"{path}: is a directory; the page needs the name of a file")

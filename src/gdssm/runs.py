@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -28,7 +29,7 @@ from . import storage
 from .config import ConfigError, UserError, from_mapping
 from .experiments.claims import environment
 from .files import remove_unfinished, sync_folder, write_whole
-from .monitor import Monitor
+from .monitor import SERIES, Monitor
 from .progress import track
 from .saving import save
 from .settings import TrainConfig, evaluation_steps
@@ -67,21 +68,26 @@ def run(
     StorageError and ConfigError for what cannot be used, NonFiniteError where training breaks down, Interrupted.
     """
     directory = Path(directory)
-    with _held(directory), limited_threads(config.threads), torch.random.fork_rng(devices=[]):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(limited_threads(config.threads))
+        stack.enter_context(torch.random.fork_rng(devices=[]))
         torch.manual_seed(config.data_seed)
+        training, monitor = Training(config), Monitor(config)  # what cannot be trained leaves nothing behind
+        stack.enter_context(_held(directory))
         existing = (directory / "run.json").exists()
         if existing and not resume:
             raise RunError(f"--out is {str(directory)!r}, which holds a run; go on with --resume, or name another directory")
         if existing:
             _check_same(config, read_config(directory))
+        elif found := _checkpoints(directory / "checkpoints"):
+            raise RunError(f"--out is {str(directory)!r}, which has {found[0].name} but no run.json; name another directory")
         else:
             _write(directory / "run.json", {"config": dataclasses.asdict(config), "environment": environment()})
-        training = Training(config)
         offset = _restore(training, directory / "checkpoints") if existing else 0
         if resume:
             print(f"{directory}: going on at step {training.step} of {config.steps}", file=sys.stderr)
         with _metrics(directory, offset, tensorboard, training.step) as metrics:
-            _Run(training, directory, metrics, checkpoint_every, source).finish()
+            _Run(training, monitor, directory, metrics, checkpoint_every, source).finish()
         _write_models(training, directory, source)
     return training
 
@@ -110,11 +116,12 @@ class _Metrics:
 class _Run:
     """The loop with everything that is written while it goes on."""
 
-    def __init__(self, training: Training, directory: Path, metrics: _Metrics, checkpoint_every: int, source: str) -> None:
-        self.training, self.directory, self.metrics = training, directory, metrics
+    def __init__(
+        self, training: Training, monitor: Monitor, directory: Path, metrics: _Metrics, checkpoint_every: int, source: str
+    ) -> None:
+        self.training, self.monitor, self.directory, self.metrics = training, monitor, directory, metrics
         self.checkpoint_every, self.source = checkpoint_every, source
         self.folder = directory / "checkpoints"
-        self.monitor = Monitor(training.config)
 
     def finish(self) -> None:
         """All steps that are left."""
@@ -131,10 +138,8 @@ class _Run:
                 if last or asked or training.step % self.checkpoint_every == 0:
                     self.checkpoint()
                 if asked and not last:
-                    raise Interrupted(
-                        f"interrupted at step {training.step} of {config.steps}, which is saved; "
-                        f"go on with: gdssm train {self.source} --out {self.directory} --resume"
-                    )
+                    again = shlex.join(["gdssm", "train", self.source, "--out", str(self.directory), "--resume"])
+                    raise Interrupted(f"interrupted at step {training.step} of {config.steps}, which is saved; go on with: {again}")
 
     def evaluate(self) -> None:
         try:
@@ -177,10 +182,13 @@ def write_record(path: Path) -> tuple[Path, str]:
     path   a run's directory, also of an unfinished run, or one checkpoint of it; the files of a checkpoint go into a
            folder beside it, of its name without the suffix
 
-    RunError and StorageError as for `load_training`.
+    RunError and StorageError as for `load_training`, and RunError where there is a record and no checkpoint any more: it is
+    not replaced by one of step 0.
     """
     training = load_training(path)
     evaluations = [(step, line) for step, line in read_evaluations(path) if step <= training.step] if path.is_dir() else []
+    if path.is_dir() and not _checkpoints(path / "checkpoints") and (path / "record.json").exists():
+        raise RunError(f"{path}: has no checkpoint, so its record cannot be made again; record.json is left as it is")
     monitor = Monitor(training.config)
     with limited_threads(training.config.threads):
         if not evaluations or evaluations[-1][0] != training.step:
@@ -215,17 +223,25 @@ def read_config(directory: Path) -> TrainConfig:
 
 
 def read_evaluations(directory: Path) -> list[tuple[int, dict[str, Any]]]:
-    """Step and content of every evaluation in metrics.jsonl; a last line that was not finished is left out."""
+    """Step and content of every evaluation in metrics.jsonl; a last line that was not finished is left out.
+
+    A run that was killed in its first moments has no such file, and no evaluations. RunError for what no run writes.
+    """
     path, found = directory / "metrics.jsonl", []
     try:
         lines = path.read_bytes().split(b"\n")[:-1]
+    except FileNotFoundError:
+        return []
     except OSError as error:
         raise RunError(f"{path}: cannot be read: {error.strerror}") from None
     for number, text in enumerate(lines, start=1):
         try:
             line = json.loads(text)
             if "evaluation" in line:
-                found.append((int(line["step"]), dict(line["evaluation"])))
+                evaluation = dict(line["evaluation"])
+                for name in SERIES:
+                    evaluation[name] = [float(value) for value in evaluation[name]]
+                found.append((int(line["step"]), evaluation))
         except (ValueError, KeyError, TypeError):
             raise RunError(f"{path}: line {number} is no line of metrics") from None
     return found
@@ -234,7 +250,7 @@ def read_evaluations(directory: Path) -> list[tuple[int, dict[str, Any]]]:
 def load_training(path: Path) -> Training:
     """A training as it stood at a checkpoint: the file's, or the last good one of a run's directory.
 
-    StorageError where there is none or the file cannot be used.
+    A run without checkpoints stands at step 0. StorageError where the files cannot be used.
     """
     if path.is_dir():
         training = Training(read_config(path))
@@ -288,7 +304,7 @@ def _restore(training: Training, folder: Path) -> int:
 
 def _checkpoints(folder: Path) -> list[Path]:
     """The last one first."""
-    return sorted(folder.glob("step-*.safetensors"), reverse=True)
+    return sorted(folder.glob("step-*.safetensors"), key=lambda path: (len(path.name), path.name), reverse=True)
 
 
 def _last_good(folder: Path) -> str:

@@ -55,7 +55,7 @@ def load(name: str | Path) -> nn.Module:
     tensors, content = storage.read(path, "model")
     try:
         with torch.device("meta"):  # sizes are compared before anything of the written size is allocated
-            model = _built(content["model"])
+            model = _built(content["model"], len(tensors))
         model.load_state_dict(tensors, assign=True)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise StorageError(f"{path}: does not describe a model of this gdssm: {_first_line(error)}") from None
@@ -159,12 +159,15 @@ def _described(module: object) -> dict[str, Any]:
     raise StorageError(f"model has a part of class {type(module).__name__}; allowed: {', '.join(_CLASSES)}")
 
 
-def _built(description: object) -> nn.Module:
-    """The module of a description. KeyError, TypeError or ValueError where it describes none."""
+def _built(description: object, most: int) -> nn.Module:
+    """The module of a description, of at most this many layers. KeyError, TypeError or ValueError where it describes none."""
     if not isinstance(description, Mapping):
         raise TypeError(f"a mapping with a class is needed, got {description!r}")
-    arguments = {k: _built(v) if isinstance(v, Mapping) else v for k, v in description.items() if k != "class"}
+    arguments = {k: _built(v, most) if isinstance(v, Mapping) else v for k, v in description.items() if k != "class"}
     name = description["class"]
     if name not in _CLASSES:
         raise ValueError(f"class {name!r} is none of {', '.join(_CLASSES)}")
+    layers = arguments.get("n_layers")
+    if isinstance(layers, int) and layers > most:  # each would be made, and has weights
+        raise ValueError(f"n_layers is {layers}, the file has {most} tensors")
     return _CLASSES[name](**arguments)

@@ -97,6 +97,8 @@ class TrainConfig:
             check_count("seeds", seed, 0, 2**63 - 1)
         for name in ("steps", "batch", "threads", "log_every", "eval_tasks", "eval_points"):
             check_count(name, getattr(self, name), most=LARGEST_SIZE)
+        if self.task.n_queries != 1:
+            raise ConfigError(f"task.n_queries must be 1 in training, one query per context; got {self.task.n_queries}")
         check_count("warmup", self.warmup, 0, LARGEST_SIZE)
         check_count("data_seed", self.data_seed, 0, LARGEST_SEED)
         check_number("lr", self.lr, above=0)

@@ -23,7 +23,8 @@ class StorageError(UserError):
 
 def write(path: Path, kind: str, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> None:
     """Write tensors and JSON content whole or not at all; kind is "model" or "checkpoint". StorageError where it cannot be."""
-    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # copies: tensors that share memory would be refused
+    stored = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
     header: dict[str, Any] = {"kind": kind, "version": VERSION, "content": dict(content)}
     header["sha256"] = _digest(header, stored)
     try:
@@ -47,7 +48,7 @@ def read(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         length = int.from_bytes(data[:8], "little")
         header = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["gdssm"])
         found_kind, version, content, digest = (header.pop(name) for name in ("kind", "version", "content", "sha256"))
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError):
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise StorageError(f"{path}: is damaged, or is no file that gdssm wrote") from None
     if version != VERSION:
         raise StorageError(f"{path}: has format version {version!r}, this gdssm reads version {VERSION}")
