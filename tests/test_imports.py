@@ -28,6 +28,8 @@ ORDER = [
     {"analysis"},
     {"views"},
     {"monitor"},
+    {"metrics"},
+    {"checkpoint"},
     {"figures", "heatmaps"},
     {"interactive"},
     {"report"},

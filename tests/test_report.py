@@ -266,7 +266,7 @@ def test_the_command_makes_the_page_again(directory, tmp_path, capsys):
     ("arguments", "wanted"),
     [
         (["nowhere"], "nowhere: no such directory"),
-        (["FILE"], "FILE: is damaged, or is no file that gdssm wrote"),
+        (["FILE"], "PATH is 'FILE', a file; the directory of a run or a checkpoint is needed"),
         (["."], ".: holds no experiment, that is no results.json or NAME/results.json"),
         ([], "report"),
         ([".", "--to", "x"], "--to"),

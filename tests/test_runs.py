@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from gdssm import files, runs, saving, storage
+from gdssm import checkpoint, files, runs, saving, storage
 from gdssm.cli import report
 from gdssm.config import ConfigError
-from gdssm.runs import Interrupted, RunError, load_training, read_evaluations, run, write_record
+from gdssm.metrics import Metrics, MetricsError, read_evaluations
+from gdssm.runs import Interrupted, RunError, load_training, run, write_record
 from gdssm.settings import ModelConfig, TrainConfig, evaluation_steps
 from gdssm.storage import StorageError
 from gdssm.tasks import LinearRegression
@@ -85,7 +86,7 @@ def victim(directory: Path, where: str, count: int) -> None:
     if where == "step":
         Training.advance = at_call(count, True, Training.advance)
     elif where == "log":
-        runs._Metrics.write = at_call(count, False, runs._Metrics.write)
+        Metrics.write = at_call(count, False, Metrics.write)
     elif where in ("before sync", "after sync"):
         os.fsync = at_call(count, where == "before sync", os.fsync)
     elif where in ("before rename", "after rename"):
@@ -272,8 +273,57 @@ def test_metrics_that_lack_lines_are_refused(tmp_path: Path) -> None:
     directory = unfinished(tmp_path)
     path = directory / "metrics.jsonl"
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(RunError, match=r"metrics.jsonl: has 100 bytes, the checkpoint was made with \d+; lines are missing"):
+    with pytest.raises(MetricsError, match=r"metrics.jsonl: has 100 bytes, the checkpoint was made with \d+; lines are missing"):
         run(CONFIG, directory, resume=True)
+
+
+def test_metrics_that_were_edited_are_refused(tmp_path: Path) -> None:
+    directory = unfinished(tmp_path)
+    path = directory / "metrics.jsonl"
+    path.write_bytes(b" " + path.read_bytes())
+    before = contents(directory)
+    with pytest.raises(MetricsError, match=r"metrics.jsonl: was changed after the checkpoint was made"):
+        run(CONFIG, directory, resume=True)
+    assert contents(directory) == before
+
+
+def test_messages_name_a_checkpoint_that_can_be_read(tmp_path: Path) -> None:
+    folder = unfinished(tmp_path) / "checkpoints"
+    assert checkpoint.last_good(folder).endswith("step-00000028.safetensors")
+    spoil(folder / "step-00000028.safetensors", "flipped")
+    assert checkpoint.last_good(folder) == f"the last good checkpoint is {folder / 'step-00000024.safetensors'}"
+    spoil(folder / "step-00000024.safetensors", "empty")
+    assert checkpoint.last_good(folder) == "no checkpoint was written before"
+
+
+def test_a_run_on_a_gpu_can_be_reported_without_one(tmp_path: Path, undisturbed: Path) -> None:
+    """Its files, as they would be: the same numbers, and another device in the configuration."""
+    if torch.cuda.is_available():
+        pytest.skip("this machine has one")
+    directory, same = tmp_path / "run", tmp_path / "same"
+    for copy in (directory, same):
+        shutil.copytree(undisturbed, copy)
+    text = (directory / "run.json").read_text()
+    (directory / "run.json").write_text(text.replace('"device": "cpu"', '"device": "cuda"'))
+    for path in (directory / "checkpoints").iterdir():
+        tensors, content = storage.read(path, "checkpoint")
+        content["config"]["device"] = "cuda"
+        storage.write(path, "checkpoint", tensors, content)
+    assert write_record(directory)[1] == write_record(same)[1]
+    with pytest.raises(ConfigError, match="device is 'cuda', which torch does not find"):
+        run(replace(CONFIG, device="cuda"), directory, resume=True)
+
+
+@pytest.mark.parametrize(
+    "model", [ModelConfig(normalize=True), ModelConfig(n_heads=2), ModelConfig(key_map=True), ModelConfig(steps=2)]
+)
+def test_only_what_the_construction_can_be_compared_with_is(tmp_path: Path, model: ModelConfig) -> None:
+    """Records of other layers have curves and no weights: C of a normalised one holds eta, not eta / N."""
+    run(replace(CONFIG, model=model, steps=4), tmp_path / "run")
+    write_record(tmp_path / "run")
+    (variant,) = json.loads((tmp_path / "run" / "record.json").read_text())["variants"]
+    assert len(variant["loss"]) == len(CONFIG.seeds)
+    assert not {"trained", "constructed", "snapshots", "filling", "rate"} & set(variant)
 
 
 def test_a_full_disk_names_the_last_good_checkpoint(tmp_path: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -467,7 +517,7 @@ def test_metrics_edited_by_hand_are_one_line(tmp_path: Path, undisturbed: Path, 
     shutil.copytree(undisturbed, directory)
     path = directory / "metrics.jsonl"
     path.write_bytes(path.read_bytes().replace(old, new))
-    with pytest.raises(RunError, match=r"metrics.jsonl: line 1 is no line of metrics"):
+    with pytest.raises(MetricsError, match=r"metrics.jsonl: line 1 is no line of metrics"):
         write_record(directory)
 
 
@@ -475,7 +525,7 @@ def test_the_last_checkpoint_is_the_one_of_the_largest_step(tmp_path: Path) -> N
     names = ["step-100000000.safetensors", "step-99999999.safetensors", "step-00000200.safetensors"]
     for name in names:
         (tmp_path / name).touch()
-    assert [path.name for path in runs._checkpoints(tmp_path)] == names
+    assert [path.name for path in checkpoint.paths(tmp_path)] == names
 
 
 def test_the_command_that_goes_on_can_be_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,10 @@ from .layers import GDSSM
 from .tasks import Context, Predictor
 
 
+class NonFinitePredictionError(ValueError):
+    """A predictor gave NaN or infinity."""
+
+
 @dataclass(frozen=True)
 class Alignment:
     """How close a predictor is to a reference on the same tasks.
@@ -71,7 +75,7 @@ def sensitivity(predictor: Predictor, context: Context) -> tuple[Tensor, Tensor]
         if y.shape != wanted:
             raise ValueError(f"predictor gave shape {tuple(y.shape)}, this context needs {wanted}")
         if not bool(torch.isfinite(y).all()):
-            raise ValueError("predictor gave values that are not finite")
+            raise NonFinitePredictionError("predictor gave values that are not finite")
         if y.requires_grad:
             rows = [_row(y[..., i].sum(), x_query) for i in range(y.shape[2])]
         else:  # a constant prediction

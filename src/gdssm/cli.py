@@ -163,6 +163,8 @@ def report(path: Path, /, out: Path | None = None) -> int:
     """
     from .report import write_report
 
+    if path.is_file() and path.suffix != ".safetensors":
+        raise ConfigError(f"PATH is {shown(str(path))}, a file; the directory of a run or a checkpoint is needed")
     made, kept = (path / "record.json").is_file(), any(path.glob("checkpoints/step-*.safetensors"))
     if path.is_file() or ((path / "run.json").is_file() and (kept or not made)):  # without checkpoints its record is what is left
         from .runs import write_record

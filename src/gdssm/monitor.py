@@ -65,34 +65,37 @@ class Monitor:
             raise ConfigError(f"task has no best step of gradient descent to compare with: {error}") from None
 
     def evaluate(self, training: Training) -> dict[str, Any]:
-        """The series, each (S,), and the weights of the first seed where `snapshot` knows them."""
+        """The series, each (S,), the losses they compare with, and the first seed's weights where `snapshot` knows them."""
         models = [training.model(i) for i in range(len(self.config.seeds))]
         found = [compare(sensitivity(as_predictor(model), self.context), self.reference, self.target) for model in models]
         line: dict[str, Any] = {name: [getattr(one, name) for one in found] for name in SERIES}
+        line["gd_loss"] = squared_loss(self.reference[0], self.target)
+        line["zero_loss"] = squared_loss(torch.zeros_like(self.target), self.target)
         if _one_head(models[0]):
             line["weights"] = snapshot(_layer(models[0]))
         return line
 
     def record(self, training: Training, evaluations: Sequence[tuple[int, Mapping[str, Any]]]) -> dict[str, Any]:
         """The record of a run (docs/records.md) from the training as it stands and its evaluations until there."""
-        config, zero = self.config, torch.zeros_like(self.target)
+        config, (_, last) = self.config, evaluations[-1]
         steps = [step for step, _ in evaluations]
         variant: dict[str, Any] = {
             "name": f"{config.model.decay} decay" if config.model.steps == 1 else f"{config.model.steps} steps",
             "seeds": list(config.seeds),
             "steps": steps,
             **{name: [[line[name][i] for _, line in evaluations] for i in range(len(config.seeds))] for name in SERIES},
-            "gd_loss": squared_loss(self.reference[0], self.target),
-            "zero_loss": squared_loss(zero, self.target),
+            "gd_loss": last["gd_loss"],
+            "zero_loss": last["zero_loss"],
             "closed_form_loss": self.closed_form,
         }
         models = [training.model(i).cpu() for i in range(len(config.seeds))]
         if _one_head(models[0]):
             variant |= self._weights(models, evaluations, steps)
+        several = f" They have {config.model.steps} steps, and can do better." if config.model.steps > 1 else ""
         return {
             "experiment": "training",
             "title": "A training run",
-            "question": "How close did the trained layers come to one step of gradient descent?",
+            "question": f"How close did the trained layers come to one step of gradient descent?{several}",
             "settings": _settings(config, training.step),
             "variants": [variant],
         }
@@ -138,9 +141,11 @@ def _layer(model: InContextModel) -> GDSSM:
 
 
 def _one_head(model: InContextModel) -> bool:
+    """Whether the construction of one step is what the weights can be compared with: one head, rates per summed example."""
     layer = model.layer
-    plain = isinstance(layer, GDSSM) and layer.n_heads == 1 and layer.key_map is None and layer.feedthrough is None
-    return plain and isinstance(layer, GDSSM) and layer.d_model <= MOST_FEATURES
+    if not isinstance(layer, GDSSM) or layer.n_heads > 1 or layer.d_model > MOST_FEATURES:
+        return False
+    return layer.key_map is None and layer.feedthrough is None and layer.count_offset is None
 
 
 def _settings(config: TrainConfig, step: int) -> dict[str, Any]:

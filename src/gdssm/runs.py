@@ -6,37 +6,35 @@
     DIR/models/seed-0.safetensors               the trained models, for gdssm.load
     DIR/results.json, record.json               what the report is made of
 
-A checkpoint holds the weights, the optimiser, the step, torch's random state and how many bytes of metrics belong to it;
-tasks and schedule are functions of the step. Read `run` first.
+Read `run` first.
 """
 
 import contextlib
 import dataclasses
 import json
-import os
 import shlex
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import IO, Any
+from typing import Any
 
 import torch
 
-from . import storage
+from . import checkpoint
+from .analysis import NonFinitePredictionError
 from .config import ConfigError, UserError, from_mapping
 from .experiments.claims import environment
-from .files import remove_unfinished, sync_folder, write_whole
-from .monitor import SERIES, Monitor
+from .files import remove_unfinished, write_whole
+from .metrics import Metrics, MetricsError, open_metrics, read_evaluations
+from .monitor import Monitor
 from .progress import track
 from .saving import save
 from .settings import TrainConfig, evaluation_steps
 from .storage import StorageError
 from .train import NonFiniteError, Training, limited_threads
-
-KEPT = 2  # checkpoints: should the last one be damaged, there is one before it
 
 
 class RunError(UserError):
@@ -65,7 +63,7 @@ def run(
 
     Whenever the process is killed, `resume` ends with the weights and metrics of an undisturbed run, bit by bit, for the
     same machine, versions and threads. SIGINT and SIGTERM stop between two steps, with a checkpoint. Raises RunError,
-    StorageError and ConfigError for what cannot be used, NonFiniteError where training breaks down, Interrupted.
+    MetricsError, StorageError and ConfigError for what cannot be used, NonFiniteError where training breaks down, Interrupted.
     """
     directory = Path(directory)
     with contextlib.ExitStack() as stack:
@@ -79,101 +77,65 @@ def run(
             raise RunError(f"--out is {str(directory)!r}, which holds a run; go on with --resume, or name another directory")
         if existing:
             _check_same(config, read_config(directory))
-        elif found := _checkpoints(directory / "checkpoints"):
+        elif found := checkpoint.paths(directory / "checkpoints"):
             raise RunError(f"--out is {str(directory)!r}, which has {found[0].name} but no run.json; name another directory")
         else:
             _write(directory / "run.json", {"config": dataclasses.asdict(config), "environment": environment()})
-        offset = _restore(training, directory / "checkpoints") if existing else 0
+        mark = checkpoint.restore(training, directory / "checkpoints")
         if resume:
             print(f"{directory}: going on at step {training.step} of {config.steps}", file=sys.stderr)
-        with _metrics(directory, offset, tensorboard, training.step) as metrics:
+        with open_metrics(directory, mark, config.seeds, tensorboard=tensorboard, step=training.step) as metrics:
             _Run(training, monitor, directory, metrics, checkpoint_every, source).finish()
         _write_models(training, directory, source)
     return training
-
-
-class _Metrics:
-    """metrics.jsonl, and TensorBoard's events where wanted."""
-
-    def __init__(self, file: IO[bytes], seeds: Sequence[int], writer: Any) -> None:
-        self.file, self.seeds, self.writer = file, seeds, writer
-
-    def write(self, step: int, line: Mapping[str, Any]) -> None:
-        self.file.write(json.dumps({"step": step, **line}).encode() + b"\n")
-        if self.writer is not None:
-            for name, values in (line.get("evaluation") or line).items():
-                if name != "weights":
-                    for seed, value in zip(self.seeds, values, strict=True):
-                        self.writer.add_scalar(f"{'evaluation/' * ('evaluation' in line)}{name}/seed {seed}", value, step)
-
-    def sync(self) -> int:
-        """Bytes on the disk."""
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        return self.file.tell()
 
 
 class _Run:
     """The loop with everything that is written while it goes on."""
 
     def __init__(
-        self, training: Training, monitor: Monitor, directory: Path, metrics: _Metrics, checkpoint_every: int, source: str
+        self, training: Training, monitor: Monitor, directory: Path, metrics: Metrics, checkpoint_every: int, source: str
     ) -> None:
         self.training, self.monitor, self.directory, self.metrics = training, monitor, directory, metrics
         self.checkpoint_every, self.source = checkpoint_every, source
         self.folder = directory / "checkpoints"
 
     def finish(self) -> None:
-        """All steps that are left."""
+        """All steps that are left. An error says which checkpoint is good."""
+        try:
+            self._finish()
+        except NonFiniteError as error:
+            raise NonFiniteError(f"{error}; {checkpoint.last_good(self.folder)}") from None
+        except (MetricsError, StorageError) as error:
+            raise RunError(f"{error}; {checkpoint.last_good(self.folder)}") from None
+
+    def _finish(self) -> None:
         training, config = self.training, self.training.config
         evaluate_at = frozenset(evaluation_steps(config.steps, config.eval_points))
         with _signals() as asked:
             for step in track(config.steps, f"training {self.directory}", first=training.step):
                 if step in evaluate_at:
-                    self.evaluate()
-                self.advance()
+                    self._evaluate()
+                seen = training.advance()
+                if step % config.log_every == 0:
+                    self.metrics.write(step, {"loss": seen.losses().tolist(), "gradient_norm": seen.norms.tolist()})
                 last = training.step == config.steps
                 if last:
-                    self.evaluate()
+                    self._evaluate()
                 if last or asked or training.step % self.checkpoint_every == 0:
-                    self.checkpoint()
+                    training.check()
+                    checkpoint.write(training, self.folder, self.metrics.sync())  # no bytes are counted that are not on the disk
                 if asked and not last:
                     again = shlex.join(["gdssm", "train", self.source, "--out", str(self.directory), "--resume"])
                     raise Interrupted(f"interrupted at step {training.step} of {config.steps}, which is saved; go on with: {again}")
 
-    def evaluate(self) -> None:
+    def _evaluate(self) -> None:
+        self.training.check()
         try:
-            self.training.check()
             found = self.monitor.evaluate(self.training)
-        except NonFiniteError as error:
-            raise NonFiniteError(f"{error}; {_last_good(self.folder)}") from None
-        except ValueError as error:  # finite weights that give predictions which are not
-            raise NonFiniteError(f"step {self.training.step}, evaluation: {error}; {_last_good(self.folder)}") from None
+        except NonFinitePredictionError as error:
+            raise NonFiniteError(f"step {self.training.step}, evaluation: {error}") from None
         self.metrics.write(self.training.step, {"evaluation": found})
-
-    def advance(self) -> None:
-        try:
-            seen = self.training.advance()
-        except NonFiniteError as error:
-            raise NonFiniteError(f"{error}; {_last_good(self.folder)}") from None
-        step = self.training.step - 1
-        if step % self.training.config.log_every == 0:
-            self.metrics.write(step, {"loss": seen.losses().tolist(), "gradient_norm": seen.norms.tolist()})
-
-    def checkpoint(self) -> None:
-        """Metrics first, so that a checkpoint counts no bytes that are not on the disk; never weights that are not finite."""
-        training = self.training
-        try:
-            training.check()
-            content = {"step": training.step, "metrics_bytes": self.metrics.sync(), "config": dataclasses.asdict(training.config)}
-            path = self.folder / f"step-{training.step:08d}.safetensors"
-            storage.write(path, "checkpoint", training.arrays() | _random_state(training), content)
-        except NonFiniteError as error:
-            raise NonFiniteError(f"{error}; {_last_good(self.folder)}") from None
-        except StorageError as error:
-            raise RunError(f"{error}; {_last_good(self.folder)}") from None
-        for old in _checkpoints(self.folder)[KEPT:]:
-            old.unlink()
 
 
 def write_record(path: Path) -> tuple[Path, str]:
@@ -182,12 +144,12 @@ def write_record(path: Path) -> tuple[Path, str]:
     path   a run's directory, also of an unfinished run, or one checkpoint of it; the files of a checkpoint go into a
            folder beside it, of its name without the suffix
 
-    RunError and StorageError as for `load_training`, and RunError where there is a record and no checkpoint any more: it is
-    not replaced by one of step 0.
+    RunError, MetricsError and StorageError for files that cannot be used, and RunError where there is a record and no
+    checkpoint any more: it is not replaced by one of step 0.
     """
     training = load_training(path)
     evaluations = [(step, line) for step, line in read_evaluations(path) if step <= training.step] if path.is_dir() else []
-    if path.is_dir() and not _checkpoints(path / "checkpoints") and (path / "record.json").exists():
+    if path.is_dir() and not checkpoint.paths(path / "checkpoints") and (path / "record.json").exists():
         raise RunError(f"{path}: has no checkpoint, so its record cannot be made again; record.json is left as it is")
     monitor = Monitor(training.config)
     with limited_threads(training.config.threads):
@@ -204,10 +166,11 @@ def write_record(path: Path) -> tuple[Path, str]:
     }
     _write(folder / "record.json", record)
     _write(folder / "results.json", results)
-    last, gd = evaluations[-1][1], record["variants"][0]["gd_loss"]
+    last = evaluations[-1][1]
+    ratio, cosine = max(last["loss"]) / last["gd_loss"], min(last["sensitivity_cosine"])
     return folder, (
-        f"step {training.step} of {training.config.steps}: loss {max(last['loss']) / gd:.5g} times that of one step of gradient "
-        f"descent, cosine {min(last['sensitivity_cosine']):.6g} (the worst of {len(last['loss'])} seeds)"
+        f"step {training.step} of {training.config.steps}: loss {ratio:.5g} times that of one step of gradient descent, "
+        f"cosine {cosine:.6g} (the worst of {len(last['loss'])} seeds)"
     )
 
 
@@ -222,94 +185,17 @@ def read_config(directory: Path) -> TrainConfig:
         raise RunError(f"{path}: holds no configuration of a run: {' '.join(str(error).split())}") from None
 
 
-def read_evaluations(directory: Path) -> list[tuple[int, dict[str, Any]]]:
-    """Step and content of every evaluation in metrics.jsonl; a last line that was not finished is left out.
-
-    A run that was killed in its first moments has no such file, and no evaluations. RunError for what no run writes.
-    """
-    path, found = directory / "metrics.jsonl", []
-    try:
-        lines = path.read_bytes().split(b"\n")[:-1]
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise RunError(f"{path}: cannot be read: {error.strerror}") from None
-    for number, text in enumerate(lines, start=1):
-        try:
-            line = json.loads(text)
-            if "evaluation" in line:
-                evaluation = dict(line["evaluation"])
-                for name in SERIES:
-                    evaluation[name] = [float(value) for value in evaluation[name]]
-                found.append((int(line["step"]), evaluation))
-        except (ValueError, KeyError, TypeError):
-            raise RunError(f"{path}: line {number} is no line of metrics") from None
-    return found
-
-
 def load_training(path: Path) -> Training:
     """A training as it stood at a checkpoint: the file's, or the last good one of a run's directory.
 
-    A run without checkpoints stands at step 0. StorageError where the files cannot be used.
+    A run without checkpoints stands at step 0. On the CPU where the run's device is not there. RunError and StorageError
+    where the files cannot be used.
     """
-    if path.is_dir():
-        training = Training(read_config(path))
-        _restore(training, path / "checkpoints")
-        return training
-    tensors, content = storage.read(path, "checkpoint")
-    try:
-        training = Training(from_mapping(TrainConfig, content["config"], "config."))
-        training.restore(int(content["step"]), tensors)
-    except (ConfigError, KeyError, TypeError, ValueError) as error:
-        raise StorageError(f"{path}: does not hold a training of this gdssm: {' '.join(str(error).split())}") from None
+    if not path.is_dir():
+        return checkpoint.load(path)
+    training = Training(checkpoint.available(read_config(path)))
+    checkpoint.restore(training, path / "checkpoints")
     return training
-
-
-def _random_state(training: Training) -> dict[str, torch.Tensor]:
-    state = {"random.cpu": torch.get_rng_state()}
-    if training.config.device == "cuda":
-        state["random.cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def _restore(training: Training, folder: Path) -> int:
-    """Stand at the last good checkpoint of a folder, if there is one, and return how many bytes of metrics belong to it.
-
-    A damaged one is passed over, and said so; StorageError where all of them are.
-    """
-    problems = []
-    for path in _checkpoints(folder):
-        try:
-            tensors, content = storage.read(path, "checkpoint")
-            if content["config"] != json.loads(json.dumps(dataclasses.asdict(training.config))):
-                raise StorageError(f"{path}: belongs to another configuration")
-            training.restore(int(content["step"]), tensors)
-            offset = int(content["metrics_bytes"])
-            torch.set_rng_state(tensors["random.cpu"])
-            if training.config.device == "cuda":
-                torch.cuda.set_rng_state(tensors["random.cuda"])
-        except StorageError as error:
-            problems.append(str(error))
-            continue
-        except (KeyError, TypeError, ValueError) as error:
-            problems.append(f"{path}: does not hold this training: {' '.join(str(error).split())}")
-            continue
-        for problem in problems:
-            print(f"{problem}; going on from {path.name}", file=sys.stderr)
-        return offset
-    if problems:
-        raise StorageError(f"{problems[0]}; no other checkpoint can be used")
-    return 0
-
-
-def _checkpoints(folder: Path) -> list[Path]:
-    """The last one first."""
-    return sorted(folder.glob("step-*.safetensors"), key=lambda path: (len(path.name), path.name), reverse=True)
-
-
-def _last_good(folder: Path) -> str:
-    found = _checkpoints(folder)
-    return f"the last good checkpoint is {found[0]}" if found else "no checkpoint was written before"
 
 
 def _check_same(config: TrainConfig, before: TrainConfig) -> None:
@@ -335,7 +221,7 @@ def _write(path: Path, data: Mapping[str, Any]) -> None:
 
 def _write_models(training: Training, directory: Path, source: str) -> None:
     for copy, seed in enumerate(training.config.seeds):
-        notes = {"command": f"gdssm train {source}", "seed": seed, "step": training.step}
+        notes = {"command": f"gdssm train {Path(source).name}", "seed": seed, "step": training.step}
         path = directory / "models" / f"seed-{seed}.safetensors"
         save(training.model(copy), path, notes | {"config": dataclasses.asdict(training.config)})
 
@@ -353,38 +239,13 @@ def _held(directory: Path) -> Iterator[None]:
             import fcntl
 
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ModuleNotFoundError:  # no such locks on this system
-            pass
-        except OSError:
+        except BlockingIOError:
             raise RunError(f"--out is {str(directory)!r}, where another process is training") from None
+        except (ModuleNotFoundError, OSError):  # no such locks on this system, or in this file system
+            pass
         for folder in (directory, directory / "checkpoints", directory / "models"):
             remove_unfinished(folder)
         yield
-
-
-@contextlib.contextmanager
-def _metrics(directory: Path, offset: int, tensorboard: bool, step: int) -> Iterator[_Metrics]:
-    """metrics.jsonl, cut to the lines that belong to the checkpoint. RunError where lines are missing or it cannot be written."""
-    path = directory / "metrics.jsonl"
-    writer = None
-    try:
-        size = path.stat().st_size if path.exists() else 0
-        if size < offset:
-            raise RunError(f"{path}: has {size} bytes, the checkpoint was made with {offset}; lines are missing")
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            writer = SummaryWriter(str(directory / "tensorboard"), purge_step=step)
-        with open(path, "ab") as file:
-            file.truncate(offset)
-            file.seek(offset)
-            sync_folder(directory)
-            yield _Metrics(file, read_config(directory).seeds, writer)
-    except OSError as error:
-        raise RunError(f"{path}: cannot be written: {error.strerror}; {_last_good(directory / 'checkpoints')}") from None
-    finally:
-        if writer is not None:
-            writer.close()
 
 
 @contextlib.contextmanager
