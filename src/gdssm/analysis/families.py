@@ -49,11 +49,11 @@ def fit(spectrum: Spectrum, known: Known) -> list[Learner]:
     return [learner for family in FAMILIES for learner in family(spectrum, known)]
 
 
-def _spectral(family: str, steps: int | None, numbers: Mapping[str, Any], free: int, values: Callable[[Spectrum], Tensor]) -> Learner:
+def _spectral(
+    family: str, steps: int | None, numbers: Mapping[str, Any], free: int, values: Callable[[Spectrum], Tensor]
+) -> Learner:
     """A learner that is a function of the eigenvalues."""
-    return Learner(
-        family, steps, numbers, free, lambda s: s.predict(values(s)), lambda s: s.implicit_weights(values(s))
-    )
+    return Learner(family, steps, numbers, free, lambda s: s.predict(values(s)), lambda s: s.implicit_weights(values(s)))
 
 
 def _constant(family: str, steps: int | None, predict: Callable[[Spectrum], Tensor]) -> Learner:
@@ -143,32 +143,39 @@ def _fixed(filter_: Filter, numbers: Tensor, spectrum: Spectrum) -> Tensor:
 def polynomial(spectrum: Spectrum, known: Known) -> Iterator[Learner]:
     """k steps with a rate each, k = 2 .. max_steps: f is any polynomial of degree k - 1, and fitting it is linear."""
     top = float(spectrum.values.max())
-    columns = [spectrum.predict(Chebyshev.basis(j, [0, top])(spectrum.values)) for j in range(known.max_steps)]
+    columns = [spectrum.predict(basis) for basis in _chebyshev(spectrum.values, top, known.max_steps)]
     for steps, coefficients in enumerate(fitting.nested_least_squares(spectrum, columns), start=1):
         if steps > 1:
-            series = Chebyshev(coefficients.numpy(), [0, top])
-            yield _spectral("polynomial", steps, _rates(series), steps, partial(_series, series))
+            yield _spectral("polynomial", steps, _rates(coefficients, top), steps, partial(_series, coefficients, top))
 
 
-def _series(series: Chebyshev, spectrum: Spectrum) -> Tensor:
-    return series(spectrum.values)
+def _chebyshev(values: Tensor, top: float, count: int) -> Iterator[Tensor]:
+    """The first Chebyshev polynomials, for values in [0, top]: they are fitted where powers would be lost to rounding."""
+    at = 2 * values / top - 1
+    now, following = torch.ones_like(at), at
+    for _ in range(count):
+        yield now
+        now, following = following, 2 * at * following - now
 
 
-def _rates(series: Chebyshev) -> dict[str, Any]:
+def _series(coefficients: Tensor, top: float, spectrum: Spectrum) -> Tensor:
+    terms = torch.stack(list(_chebyshev(spectrum.values, top, len(coefficients))))
+    return torch.einsum("k,kni->ni", coefficients, terms)
+
+
+def _rates(coefficients: Tensor, top: float) -> dict[str, Any]:
     """Rates c_j per summed example with 1 - lambda f(lambda) = prod_j (1 - c_j lambda), smallest first.
 
-    Pairs of complex rates, which two steps with momentum make, are given by real and imaginary parts.
+    Pairs of complex rates, which two steps with momentum make, are given by real and imaginary parts. Without rates where
+    the polynomial is of lower degree.
     """
-    residual = 1 - Chebyshev([0, 1], series.domain, series.domain).convert(domain=series.domain) * series
-    roots = residual.roots()
-    roots = roots[np.abs(roots) > 0]
-    rates = np.sort_complex(1 / roots)
-    if not np.isfinite(rates).all():
-        return {}
+    eigenvalue = Chebyshev([top / 2, top / 2], [0, top])
+    roots = np.asarray((1 - eigenvalue * Chebyshev(coefficients.numpy(), [0, top])).roots(), dtype=np.complex128)
+    rates = np.sort_complex(1 / roots[roots != 0])
     found: dict[str, Any] = {"rates": rates.real.tolist()}
-    if (np.abs(rates.imag) > 1e-6 * np.abs(rates)).any():
+    if bool((np.abs(rates.imag) > 1e-6 * np.abs(rates)).any()):
         found["imaginary"] = rates.imag.tolist()
-    return found
+    return found if np.isfinite(rates).all() else {}
 
 
 def preconditioned(spectrum: Spectrum, known: Known) -> Iterator[Learner]:
@@ -239,7 +246,7 @@ def conjugate_gradient(spectrum: Spectrum, known: Known) -> Iterator[Learner]:
 
 def ridge_conjugate_gradient(spectrum: Spectrum, known: Known) -> Iterator[Learner]:
     """k iterations for (B + alpha I) v = x_query, alpha > 0 fitted."""
-    few = fitting.fewer_queries(spectrum, 8)
+    few = fitting.fewer_queries(spectrum, 4)
     grid = _alpha_grid(few, 23)
     table = [[fitting.loss(few, p) for p in conjugate_gradients(few, float(alpha), known.max_steps)] for alpha in grid]
     for steps, losses in enumerate(np.array(table).T, start=1):

@@ -4,6 +4,7 @@ Axes as in spectrum.py; p numbers, T grid points.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor
 from ..tasks import Context
 from .spectrum import Spectrum
 
-STARTS = 3
+STARTS = 2
 _STEP = 1e-5  # of the central differences, in the logarithms of the numbers
 
 
@@ -78,30 +79,35 @@ def _gauss_newton(
             damping = 10 * damping
         else:
             return at, now
-        change = float((there - at).abs().max())
-        at, now, damping = there, after, damping / 10
-        if change < 1e-10:
+        gain, at, now, damping = now - after, there, after, damping / 10
+        if gain < 1e-7 * now or now < 1e-14:  # below that, the loss is rounding
             break
     return at, now
 
 
 def minimum_along(grid: Tensor, losses: npt.NDArray[np.float64], at: Callable[[float], float]) -> float:
-    """The positive number with the least loss: golden section in its logarithm around the best grid point."""
+    """The positive number with the least loss: in its logarithm, golden section around the best grid point, then parabolas."""
     i = int(np.argmin(losses))
     low, high = (float(grid[j].log()) for j in (max(i - 1, 0), min(i + 1, len(grid) - 1)))
     golden = (5**0.5 - 1) / 2
     left, right = high - golden * (high - low), low + golden * (high - low)
-    f_left, f_right = at(float(np.exp(left))), at(float(np.exp(right)))
-    while high - low > 1e-5:
+    f_left, f_right = at(math.exp(left)), at(math.exp(right))
+    while high - low > 0.04:
         if f_left <= f_right:
             high, right, f_right = right, left, f_left
             left = high - golden * (high - low)
-            f_left = at(float(np.exp(left)))
+            f_left = at(math.exp(left))
         else:
             low, left, f_left = left, right, f_right
             right = low + golden * (high - low)
-            f_right = at(float(np.exp(right)))
-    return float(np.exp((low + high) / 2))
+            f_right = at(math.exp(right))
+    middle = (low + high) / 2
+    for h in (2e-2, 1e-3, 1e-4):
+        below, here, above = (at(math.exp(middle + move)) for move in (-h, 0, h))
+        bend = below - 2 * here + above
+        if bend > 0:
+            middle += max(-2 * h, min(2 * h, h / 2 * (below - above) / bend))
+    return math.exp(middle)
 
 
 def nested_least_squares(spectrum: Spectrum, columns: Sequence[Tensor]) -> Iterator[Tensor]:

@@ -229,7 +229,7 @@ def _judged(
     size = scored.target.square().sum((1, 2)) * scored.weight
     counts = _resamples(len(size), seed)
     squares = per_task.sum(1) / size.sum()  # (C,) distance^2
-    sampled = (counts @ per_task.T / (counts @ size)[:, None]).clamp(min=EXACT**2)  # (R, C)
+    sampled = counts @ per_task.T / (counts @ size)[:, None]  # (R, C)
     bounds = sampled.sqrt().quantile(torch.tensor([0.025, 0.975], dtype=torch.float64), 0)
     matches = []
     for i, learner in enumerate(learners):
@@ -238,13 +238,19 @@ def _judged(
         interval = (min(low, distance), max(high, distance))
         apart = None if weights is None else _weights_distance(learner, scored, weights)
         matches.append(Match(learner.family, learner.steps, learner.numbers, learner.free, distance, interval, apart))
-    squares = squares.clamp(min=EXACT**2)
+    squares, sampled = squares.clamp(min=EXACT**2), sampled.clamp(min=EXACT**2)
     order = sorted(range(len(matches)), key=lambda i: _rank(matches[i]))
     table = tuple(matches[i] for i in order)
     if 1 - float(squares.min()) < share:
         return Identification(None, (), (), table, share, tasks)
     unbeaten = [i for i in order if not any(_beats(j, i, squares, sampled) for j in order)]
     best = min(unbeaten, key=lambda i: (matches[i].free, _rank(matches[i])))
+    other_names = [
+        i
+        for i in unbeaten
+        if matches[i].free == matches[best].free and _distance(predictions[i], predictions[best], scored) < EXACT
+    ]
+    best = min(other_names, key=lambda i: _rank(matches[i])[1:])  # two names of one learner differ by rounding alone
     others = [i for i in order if i != best]
     far = {i: _distance(predictions[i], predictions[best], scored) for i in others}
     same = tuple(matches[i] for i in others if far[i] <= SAME)
@@ -288,8 +294,11 @@ def _weights_distance(learner: Learner, scored: Spectrum, weights: Tensor) -> fl
 
 
 def _differentiated(predict: Callable[[Spectrum], Tensor], scored: Spectrum, n: int) -> Tensor:
-    """(n, d_y, d_x), the derivative of a learner's answers to the first query."""
+    """(n, d_y, d_x), the derivative of a learner's answers to the first query: a copy of the query for each output."""
     context = _part(scored.context, slice(n), torch.float64)
-    target = scored.target[:n, :1]
-    first = dataclasses.replace(context, x_query=context.x_query[:, :1])
-    return sensitivity(lambda c: predict(Spectrum.of(c, target)), first)[1][:, 0]
+    d_y = context.y.shape[2]
+    copies = context.x_query[:, :1].expand(-1, d_y, -1).clone().requires_grad_()
+    with torch.enable_grad():
+        answers = predict(Spectrum.of(dataclasses.replace(context, x_query=copies), scored.target[:n]))
+        (found,) = torch.autograd.grad(answers.diagonal(dim1=1, dim2=2).sum(), copies)
+    return found

@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from ..records import number, rounded
+from ..records import rounded
 
 NAMES = {
     "zero": "zero",
     "mean": "the mean of the targets",
     "nearest_neighbours": "nearest neighbours",
     "gradient_descent": "gradient descent",
-    "momentum": "gradient descent with momentum",
     "polynomial": "gradient descent with a rate for each step",
+    "momentum": "gradient descent with momentum",
     "preconditioned": "one step of preconditioned gradient descent",
     "least_squares": "least squares",
     "bayes": "Bayes-optimal (ridge at the known noise)",
@@ -61,6 +61,8 @@ class Match:
     def fitted(self) -> str:
         """The fitted numbers in a few words."""
         parts = []
+        if "imaginary" in self.numbers:
+            return f"{self.steps} rates, some complex"
         for name, value in self.numbers.items():
             if name == "matrix":
                 parts.append(f"a {len(value)} x {len(value)} matrix")
@@ -117,6 +119,14 @@ class Identification:
         """The nearest learner of a family, whether or not it is near; None where none was fitted."""
         return next((match for match in self.table if match.family == family), None)
 
+    @property
+    def by_family(self) -> tuple[Match, ...]:
+        """The answer, then the nearest learner of every other family, the nearest first."""
+        first: dict[str, Match] = {} if self.best is None else {self.best.family: self.best}
+        for match in self.table:
+            first.setdefault(match.family, match)
+        return tuple(first.values())
+
     def as_record(self) -> dict[str, Any]:
         """JSON data, finite: all fields."""
         return {
@@ -138,18 +148,18 @@ class Identification:
             )
         low, high = self.best.interval
         text = (
-            f"{_capital(str(self.best))}: relative distance of predictions {number(self.best.distance)} "
-            f"(95 % interval {low:.2g} to {high:.2g}) on {self.tasks[1]} tasks that the numbers were not fitted on"
+            f"{_capital(str(self.best))}: relative distance of predictions {self.best.distance:.3g} "
+            f"(95 % interval {low:.3g} to {high:.3g}) on {self.tasks[1]} tasks that the numbers were not fitted on"
         )
         if self.best.weights_distance is not None:
-            text += f", of implicit weights {number(self.best.weights_distance)}"
+            text += f", of implicit weights {self.best.weights_distance:.3g}"
         text += "."
         if self.same:
             text += f" The same predictions come from {_listed(self.same)}."
         if self.ties:
             return text + f" These tasks do not tell it from {_listed(self.ties)}."
         other = self.rival
-        return text if other is None else text + f" The nearest other learner is {other.name}, at {number(other.distance)}."
+        return text if other is None else text + f" The nearest other learner is {other.name}, at {other.distance:.3g}."
 
     @property
     def rival(self) -> Match | None:
@@ -215,5 +225,16 @@ def _listed(matches: tuple[Match, ...]) -> str:
     parts = []
     for family, counts in steps.items():
         known = family == "preconditioned" or not counts
-        parts.append(NAMES[family] if known else f"{NAMES[family]} (k = {', '.join(map(str, sorted(counts)))})")
+        parts.append(NAMES[family] if known else f"{NAMES[family]} (k = {_counts(sorted(counts))})")
     return "; ".join(parts)
+
+
+def _counts(counts: list[int]) -> str:
+    """Sorted numbers, with runs of three and more as "2 to 10"."""
+    runs: list[list[int]] = []
+    for count in counts:
+        if runs and count == runs[-1][-1] + 1:
+            runs[-1].append(count)
+        else:
+            runs.append([count])
+    return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
