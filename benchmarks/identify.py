@@ -1,23 +1,26 @@
 """How often `gdssm.analysis.identify` names the learner that a predictor is.
 
-    python benchmarks/identify.py [far] [near] [scrambled] [shipped] [--seed S]
+    python benchmarks/identify.py [drawn] [scrambled] [shipped] [--seed S] [--jobs J]
 
-far         60 models drawn over family, k, rates, alpha, d and N whose nearest rival is 1 % or more away in prediction:
-            right answers, errors of the numbers; then again with 1, 5 and 10 % of noise on the predictions
-near        40 models with a rival closer than 1 %: how often the true learner is the answer, or among those listed beside it
+drawn       models drawn over family, k, rates, alpha, d and N, until there are 60 whose nearest rival is 1 % or more away in
+            prediction, and 40 with a rival closer than that. Of the former: right answers, errors of the numbers, then the
+            same with 1, 5 and 10 % of noise on the predictions. Of the latter, without noise and with 5 %: how often the
+            true learner is the answer, or among those listed beside it
 scrambled   20 predictors that run none of the families
 shipped     the trained models that come with the package
 
 Noise is a function of the input, so that the predictor stays deterministic; its size is relative to the typical prediction,
 the root of the median over tasks of the mean square. A rival is a learner of another family or k that does not contain the
-true one. All parts take about half an hour on one core.
+true one. All parts take about 20 minutes of CPU time.
 """
 
 import argparse
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
@@ -45,6 +48,7 @@ FAMILIES = (
 )
 NOISE = (0.01, 0.05, 0.1)
 DOUBLE = torch.float64
+RIVAL, FAR, NEAR, MOST = 0.01, 60, 40, 400  # distance that parts the draws, how many of each, draws at most
 
 
 @dataclass(frozen=True)
@@ -211,18 +215,6 @@ def number_error(model: Model, match: Match) -> float:
     return worst
 
 
-def drawn(seed: int, close: bool, count: int) -> Iterator[tuple[Model, Identification, float]]:
-    """Models with their nearest rival within 1 %, or not, and the answer for each; draws of the other kind are passed over."""
-    rng, made = np.random.default_rng([seed, int(close)]), 0
-    while made < count:
-        model = draw(rng)
-        found = identify(model.predictor, model.task, seed=int(rng.integers(10**6)))
-        away = rival_distance(model, found)
-        if (away < 0.01) == close:
-            made += 1
-            yield model, found, away
-
-
 def is_right(model: Model, found: Identification) -> bool:
     return found.best is not None and (found.best.family, found.best.steps) in model.names()
 
@@ -233,43 +225,69 @@ def is_listed(model: Model, found: Identification) -> bool:
     return any((match.family, match.steps) in model.names() for match in matches)
 
 
-def far(seed: int) -> None:
-    right, numbers, models = 0, [], []
-    for model, found, away in drawn(seed, False, 60):
-        models.append(model)
-        right += is_right(model, found)
-        if not is_right(model, found):
-            print(f"  WRONG: {model}, nearest rival at {away:.3g}: {found}", flush=True)
-        elif found.best is not None:
-            numbers.append(number_error(model, found.best))
-            if numbers[-1] > 0.02:
-                print(f"  number off by {numbers[-1]:.3g}: {model}: {found}", flush=True)
-    print(f"far: right {right} of {len(models)}; largest relative error of a number {max(numbers):.2g}", flush=True)
-    print(f"  families: {dict(Counter(model.family for model in models).most_common())}")
-    for level in NOISE:
-        right = listed = 0
-        tried = [model for model in models if model.family != "zero"]
-        for i, model in enumerate(tried):
-            found = identify(noisy(model, level), model.task, seed=seed + i)
-            right, listed = right + is_right(model, found), listed + is_listed(model, found)
-            if not is_right(model, found):
-                print(f"  at {level:.0%}: {model}: {None if found.best is None else found.best}", flush=True)
-        print(f"far, {level:.0%} noise: right {right} of {len(tried)}, the true one listed {listed}", flush=True)
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one draw: for each level of noise whether the answer was right, the true one listed, how many listed."""
+
+    label: str
+    family: str
+    rival: float
+    number_error: float
+    right: dict[float, bool]
+    listed: dict[float, bool]
+    count: dict[float, int]
+    answer: dict[float, str]
 
 
-def near(seed: int) -> None:
-    for level in (0.0, 0.05):
-        right = listed = answers = 0
-        for i, (model, clean, away) in enumerate(drawn(seed, True, 40)):
-            found = identify(noisy(model, level), model.task, seed=seed + i) if level else clean
-            right, listed = right + is_right(model, found), listed + is_listed(model, found)
-            answers += 1 + len(found.ties)
-            if not is_listed(model, found):
-                print(f"  not listed at {level:.0%}: {model}, rival at {away:.3g}: {found}", flush=True)
-        print(
-            f"near, {level:.0%} noise: listed {listed} of 40, best {right}, learners listed {answers / 40:.1f} on average",
-            flush=True,
-        )
+def outcome(seed: int, index: int) -> Outcome:
+    """Draw number `index`, which depends on nothing but the two numbers."""
+    torch.set_num_threads(1)
+    rng = np.random.default_rng([seed, index])
+    model = draw(rng)
+    tasks = int(rng.integers(10**6))
+    clean = identify(model.predictor, model.task, seed=tasks)
+    away = rival_distance(model, clean)
+    found = {0.0: clean}
+    for level in () if model.family == "zero" else NOISE if away >= RIVAL else (0.05,):
+        found[level] = identify(noisy(model, level), model.task, seed=tasks + 1)
+    return Outcome(
+        str(model),
+        model.family,
+        away,
+        number_error(model, clean.best) if clean.best is not None and is_right(model, clean) else 0.0,
+        {level: is_right(model, one) for level, one in found.items()},
+        {level: is_listed(model, one) for level, one in found.items()},
+        {level: 0 if one.best is None else 1 + len(one.ties) for level, one in found.items()},
+        {level: str(one) for level, one in found.items()},
+    )
+
+
+def drawn(seed: int, jobs: int) -> None:
+    far: list[Outcome] = []
+    near: list[Outcome] = []
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        pending = [pool.submit(outcome, seed, i) for i in range(MOST)]
+        for one in (future.result() for future in pending):
+            (far if one.rival >= RIVAL else near).append(one)
+            for level, right in one.right.items():
+                if not right:
+                    where = f"at {level:.0%} noise{'' if one.listed[level] else ', not listed'}"
+                    print(f"  not the best {where}: {one.label}, rival at {one.rival:.3g}: {one.answer[level]}", flush=True)
+            if len(far) >= FAR and len(near) >= NEAR:
+                pool.shutdown(cancel_futures=True)
+                break
+    summary("far", far[:FAR], (0.0, *NOISE))
+    summary("near", near[:NEAR], (0.0, 0.05))
+
+
+def summary(name: str, outcomes: list[Outcome], levels: tuple[float, ...]) -> None:
+    print(f"{name}: {dict(Counter(one.family for one in outcomes).most_common())}")
+    print(f"{name}: largest relative error of a fitted number, without noise {max(one.number_error for one in outcomes):.2g}")
+    for level in levels:
+        tried = [one for one in outcomes if level in one.right]
+        right, listed = sum(one.right[level] for one in tried), sum(one.listed[level] for one in tried)
+        count = sum(one.count[level] for one in tried) / len(tried)
+        print(f"{name}, {level:.0%} noise: right {right} of {len(tried)}, true one listed {listed}, {count:.1f} listed on average")
 
 
 class FlatMLP(nn.Module):
@@ -286,7 +304,7 @@ class FlatMLP(nn.Module):
         return self.layers(torch.cat([flat, c.x_query], 2))
 
 
-def scrambled(seed: int) -> None:
+def scrambled(seed: int, jobs: int) -> None:
     rng, none = np.random.default_rng([seed, 2]), 0
     kinds: list[Callable[[LinearRegression], Predictor]] = [
         lambda task: lambda c: learners.gradient_descent(c.x, c.y.roll(1, 0), c.x_query, lr=5.0, steps=2),
@@ -305,23 +323,24 @@ def scrambled(seed: int) -> None:
     print(f"scrambled: none in {none} of 20", flush=True)
 
 
-def shipped(seed: int) -> None:
+def shipped(seed: int, jobs: int) -> None:
     for name in gdssm.ready_models():
         print(f"{name}: {identify(as_predictor(gdssm.load(name)), LinearRegression(), seed=seed)}", flush=True)
 
 
-PARTS: dict[str, Callable[[int], None]] = {"far": far, "near": near, "scrambled": scrambled, "shipped": shipped}
+PARTS: dict[str, Callable[[int, int], None]] = {"drawn": drawn, "scrambled": scrambled, "shipped": shipped}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; all if not given")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=1, help="processes for the drawn models")
     options = parser.parse_args()
     for part in options.parts:
         if part not in PARTS:
             parser.error(f"PART is {part!r}; allowed: {', '.join(PARTS)}")
     torch.set_num_threads(1)
     for part in options.parts or PARTS:
-        start = time.process_time()
-        PARTS[part](options.seed)
-        print(f"{part}: {time.process_time() - start:.0f} s of CPU time", flush=True)
+        start = time.monotonic()
+        PARTS[part](options.seed, options.jobs)
+        print(f"{part}: {time.monotonic() - start:.0f} s", flush=True)

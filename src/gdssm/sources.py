@@ -40,16 +40,11 @@ def located(name: str) -> Source:
     """What MODEL means; SourceError where it means nothing. Function names are looked up later, for that imports modules."""
     if _FUNCTION.fullmatch(name):
         return Source("function", name)
-    path = Path(name)
-    try:
-        if path.is_dir():
-            if not (path / "run.json").is_file():
-                raise SourceError(f"MODEL is {shown(name)}, a directory without run.json: no run of gdssm train")
-            return Source("run", name)
-        if path.is_file():
-            return Source("file", name)
-    except (OSError, ValueError):  # a name that no file can have
-        pass
+    kind = _kind(Path(name))
+    if kind == "directory":
+        raise SourceError(f"MODEL is {shown(name)}, a directory without run.json: no run of gdssm train")
+    if kind:
+        return Source(kind, name)
     known = sorted(found.stem for found in READY.glob(f"*{SUFFIX}"))
     if name in known:
         return Source("ready", name)
@@ -57,6 +52,16 @@ def located(name: str) -> Source:
         f"MODEL is {shown(name)}{near_miss(name, known)}; allowed: {', '.join(known)}, a {SUFFIX} file, "
         "the directory of a training run, or module:function"
     )
+
+
+def _kind(path: Path) -> str:
+    """What stands at a path; "" for nothing, and for a path that no file can have."""
+    try:
+        if path.is_dir():
+            return "run" if (path / "run.json").is_file() else "directory"
+        return "file" if path.is_file() else ""
+    except (OSError, ValueError):
+        return ""
 
 
 def predictors(source: Source) -> tuple[dict[str, Predictor], LinearRegression | None]:

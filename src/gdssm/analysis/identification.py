@@ -236,8 +236,8 @@ def _judged(
         low, high = (float(b) for b in bounds[:, i])
         distance = float(squares[i].sqrt())
         interval = (min(low, distance), max(high, distance))
-        apart = None if weights is None else _weights_distance(learner, scored, weights)
-        matches.append(Match(learner.family, learner.steps, learner.numbers, learner.free, distance, interval, apart))
+        off = None if weights is None else _weights_distance(learner, scored, weights)
+        matches.append(Match(learner.family, learner.steps, learner.numbers, learner.free, distance, interval, off))
     squares, sampled = squares.clamp(min=EXACT**2), sampled.clamp(min=EXACT**2)
     order = sorted(range(len(matches)), key=lambda i: _rank(matches[i]))
     table = tuple(matches[i] for i in order)
@@ -245,16 +245,15 @@ def _judged(
         return Identification(None, (), (), table, share, tasks)
     unbeaten = [i for i in order if not any(_beats(j, i, squares, sampled) for j in order)]
     best = min(unbeaten, key=lambda i: (matches[i].free, _rank(matches[i])))
-    other_names = [
-        i
-        for i in unbeaten
-        if matches[i].free == matches[best].free and _distance(predictions[i], predictions[best], scored) < EXACT
+    apart = _apart(predictions, best, scored)
+    names = [
+        i for i in unbeaten if matches[i].free == matches[best].free and apart[i] <= SAME and not _beats(best, i, squares, sampled)
     ]
-    best = min(other_names, key=lambda i: _rank(matches[i])[1:])  # two names of one learner differ by rounding alone
+    best = min(names, key=lambda i: _rank(matches[i])[1:])  # names of one learner, as these tasks have it
     others = [i for i in order if i != best]
-    far = {i: _distance(predictions[i], predictions[best], scored) for i in others}
-    same = tuple(matches[i] for i in others if far[i] <= SAME)
-    ties = tuple(matches[i] for i in others if far[i] > SAME and not _beats(best, i, squares, sampled))
+    apart = _apart(predictions, best, scored)
+    same = tuple(matches[i] for i in others if apart[i] <= SAME)
+    ties = tuple(matches[i] for i in others if apart[i] > SAME and not _beats(best, i, squares, sampled))
     return Identification(matches[best], same, ties, table, share, tasks)
 
 
@@ -277,9 +276,10 @@ def _resamples(n: int, seed: int) -> Tensor:
     return torch.zeros(BOOTSTRAP, n, dtype=torch.float64).scatter_add_(1, drawn, torch.ones(BOOTSTRAP, n, dtype=torch.float64))
 
 
-def _distance(one: Tensor, other: Tensor, scored: Spectrum) -> float:
-    """Between two learners, in the units of `distance`."""
-    return float(((scored.weight * (one - other).square().sum((1, 2))).sum() / scored.total).sqrt())
+def _apart(predictions: Sequence[Tensor], best: int, scored: Spectrum) -> list[float]:
+    """Distance of every learner from one of them, in the units of `distance`."""
+    squares = [(scored.weight * (prediction - predictions[best]).square().sum((1, 2))).sum() for prediction in predictions]
+    return [float((square / scored.total).sqrt()) for square in squares]
 
 
 def _weights_distance(learner: Learner, scored: Spectrum, weights: Tensor) -> float:
