@@ -14,6 +14,7 @@ from .config import shown
 from .experiments.claims import environment, write_json
 from .sources import Source, SourceError, predictors
 from .tasks import LinearRegression
+from .train import limited_threads
 
 WIDTH = 150  # of the table
 
@@ -26,7 +27,8 @@ def run(source: Source, sizes: Mapping[str, Any], out: Path | None, *, tasks: in
     found, own = predictors(source)
     given = {name: value for name, value in sizes.items() if value is not None}
     task = dataclasses.replace(own or LinearRegression(), **given)
-    spread = identify(list(found.values()), task, tasks=tasks, seed=seed, max_steps=max_steps)
+    with limited_threads(1):  # the tensors are small
+        spread = identify(list(found.values()), task, tasks=tasks, seed=seed, max_steps=max_steps)
     if out is not None:
         answers = {name: one.as_record() for name, one in zip(found, spread.each, strict=True)}
         record = {"model": source.name, "task": dataclasses.asdict(task), "seed": seed, "max_steps": max_steps}
