@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import gdssm
 from gdssm import Context, LinearRegression, Predictor, as_predictor, cli, construct, learners
-from gdssm.analysis import IdentificationError, families, identify, identify_layers
+from gdssm.analysis import IdentificationError, families, identification, identify, identify_layers
 from gdssm.analysis.results import NAMES
 from gdssm.analysis.spectrum import Spectrum
 from gdssm.config import ConfigError
@@ -196,6 +196,35 @@ def test_noise_hides_small_differences_and_the_tie_is_listed() -> None:
     assert found.best.family == "least_squares"
     assert ("ridge", None) in named(found.ties)
     assert "do not tell it from" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("near", "far", "spread", "wins"),
+    [
+        (0.0100, 0.0102, 1e-5, True),  # 1 % in quadrature is 0.0001
+        (0.0100, 0.01005, 1e-7, False),
+        (0.0100, 0.0102, 1e-3, False),  # chance
+        (1e-6, 5e-6, 1e-8, True),  # twice as near
+        (1e-6, 3e-6, 1e-8, False),
+        (0.0102, 0.0100, 1e-7, False),
+    ],
+)
+def test_a_learner_beats_another_by_a_margin_or_a_factor_and_beyond_chance(
+    near: float, far: float, spread: float, wins: bool
+) -> None:
+    squares = torch.tensor([near, far], dtype=DOUBLE)
+    sampled = squares + spread * torch.randn(400, 2, generator=torch.Generator().manual_seed(0), dtype=DOUBLE)
+    assert identification._beats(0, 1, squares, sampled) is wins
+
+
+def test_more_numbers_for_less_than_a_percent_are_not_the_answer() -> None:
+    """Two rates, one of them tiny: half a percent from one step, and with noise that is not worth a second number."""
+    almost = learners.predictor(learners.polynomial, rates=(0.5, 0.004))
+    assert identify(almost, TASK, **SMALL).best == identify(almost, TASK, **SMALL).closest("polynomial")
+    found = identify(with_noise(almost, 0.02), TASK, tasks=400, max_steps=2)
+    assert found.best is not None
+    assert (found.best.family, found.best.steps) == ("gradient_descent", 1)
+    assert ("polynomial", 2) in named(found.ties)
 
 
 @pytest.mark.parametrize("name", ["four steps", "rates", "ridge", "newton"])
