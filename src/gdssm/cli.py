@@ -193,8 +193,9 @@ def identify(
     from .sources import located
 
     source = located(model)
-    for name, value, least in (("--tasks", tasks, 20), ("--seed", seed, 0), ("--max-steps", max_steps, 1)):
+    for name, value, least in (("--tasks", tasks, 20), ("--seed", seed, 0)):
         check_count(name, value, least)
+    check_count("--max-steps", max_steps, most=50)
     sizes = {"d_x": inputs, "d_y": targets, "n_examples": examples, "noise_std": noise}
     for label, size in (("--inputs", inputs), ("--targets", targets), ("--examples", examples)):
         if size is not None:

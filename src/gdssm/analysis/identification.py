@@ -13,13 +13,14 @@ from torch import Tensor
 
 from ..config import UserError, check_count, check_number, shown
 from ..tasks import Context, LinearRegression, Predictor
+from ..tasks.linear import generator
 from . import families
 from .families import Learner
 from .metrics import sensitivity
 from .results import NAMES, Identification, Match, Spread
 from .spectrum import Spectrum
 
-FEWEST_TASKS = 20
+FEWEST_TASKS, MOST_STEPS = 20, 50
 EXACT = 1e-5  # distances below count as this one: rounding in float32
 MARGIN = 0.01  # a learner with more free numbers must come nearer by this much, in quadrature, ..
 FACTOR = 2.0  # .. or this many times nearer
@@ -82,7 +83,7 @@ def identify(
     task       what to draw tasks from; or tasks at hand, whose first half is fitted on and whose second half scores
     tasks      how many to draw, half of them to fit on
     seed       of the tasks and of the bootstrap
-    max_steps  largest number of steps or iterations to try
+    max_steps  largest number of steps or iterations to try, at most 50
     share      of the mean square of the predictions that the best must explain
     alpha      noise variance / weight variance for the Bayes-optimal learner; that of the LinearRegression where None
 
@@ -91,7 +92,7 @@ def identify(
     query differently beside others; and for fewer than 20 tasks. ConfigError for options out of range.
     """
     check_count("seed", seed, 0)
-    check_count("max_steps", max_steps)
+    check_count("max_steps", max_steps, most=MOST_STEPS)
     check_number("share", share, least=0, most=1)
     if alpha is not None:
         check_number("alpha", alpha, least=0)
@@ -137,6 +138,8 @@ def _halves(task: LinearRegression | Context, tasks: int, seed: int, alpha: floa
     parts = (_part(task, slice(None, half), torch.float64), _part(task, slice(half, None), torch.float64))
     if not all(bool(torch.isfinite(v).all()) for part in parts for v in (part.x, part.y, part.x_query)):
         raise IdentificationError("task has values that are not finite")
+    if not all(bool(part.x.any()) for part in parts):
+        raise IdentificationError("task has inputs that are all 0")
     return parts, alpha
 
 
@@ -271,8 +274,7 @@ def _beats(i: int, j: int, squares: Tensor, sampled: Tensor) -> bool:
 
 def _resamples(n: int, seed: int) -> Tensor:
     """(R, n) how often each task is drawn, with replacement."""
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randint(n, (BOOTSTRAP, n), generator=generator)
+    drawn = torch.randint(n, (BOOTSTRAP, n), generator=generator(seed, 2))  # tasks are steps 0 and 1
     return torch.zeros(BOOTSTRAP, n, dtype=torch.float64).scatter_add_(1, drawn, torch.ones(BOOTSTRAP, n, dtype=torch.float64))
 
 

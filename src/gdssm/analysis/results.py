@@ -224,8 +224,8 @@ def _listed(matches: tuple[Match, ...]) -> str:
         steps.setdefault(match.family, []).extend([] if match.steps is None else [match.steps])
     parts = []
     for family, counts in steps.items():
-        known = family == "preconditioned" or not counts
-        parts.append(NAMES[family] if known else f"{NAMES[family]} (k = {_counts(sorted(counts))})")
+        alone = family == "preconditioned" or not counts
+        parts.append(NAMES[family] if alone else f"{NAMES[family]} (k = {_counts(sorted(counts))})")
     return "; ".join(parts)
 
 
