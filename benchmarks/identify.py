@@ -3,7 +3,7 @@
     python benchmarks/identify.py [drawn] [scrambled] [shipped] [--seed S] [--jobs J]
 
 drawn       models drawn over family, k, rates, alpha, d and N, until there are 60 whose nearest rival is 1 % or more away in
-            prediction, and 40 with a rival closer than that. Of the former: right answers, errors of the numbers, then the
+            prediction, and 20 with a rival closer than that. Of the former: right answers, errors of the numbers, then the
             same with 1, 5 and 10 % of noise on the predictions. Of the latter, without noise and with 5 %: how often the
             true learner is the answer, or among those listed beside it
 scrambled   20 predictors that run none of the families
@@ -48,7 +48,7 @@ FAMILIES = (
 )
 NOISE = (0.01, 0.05, 0.1)
 DOUBLE = torch.float64
-RIVAL, FAR, NEAR, MOST = 0.01, 60, 40, 400  # distance that parts the draws, how many of each, draws at most
+RIVAL, FAR, NEAR, MOST = 0.01, 60, 20, 400  # distance that parts the draws, how many of each, draws at most
 
 
 @dataclass(frozen=True)
@@ -102,11 +102,15 @@ class Model:
         }
         if self.family in chains and match.family in chains[self.family]:
             return there >= k if match.family == "polynomial" else there == k
-        full = there >= min(self.task.n_examples + 1, self.task.d_x)
+        d = self.task.d_x
+        full = there >= min(self.task.n_examples + 1, d)
         wide = {
             "least_squares": match.family == "ridge" or (match.family.endswith("conjugate_gradient") and full),
             "bayes": match.family == "ridge" or (match.family == "ridge_conjugate_gradient" and full),
             "ridge": match.family == "bayes" or (match.family == "ridge_conjugate_gradient" and full),
+            "ridge_conjugate_gradient": match.family == self.family
+            and (self.steps or 0) >= min(self.task.n_examples + 1, d)
+            and full,
             "conjugate_gradient": match.family == "ridge_conjugate_gradient" and there == k,
         }
         return wide.get(self.family, False) or (self.family == "gradient_descent" and k == 1 and match.family == "preconditioned")
@@ -239,8 +243,8 @@ class Outcome:
     answer: dict[float, str]
 
 
-def outcome(seed: int, index: int) -> Outcome:
-    """Draw number `index`, which depends on nothing but the two numbers."""
+def outcome(seed: int, index: int, noise: bool) -> Outcome:
+    """Draw number `index`, which depends on nothing but the two numbers; with noise for the far ones only where asked for."""
     torch.set_num_threads(1)
     rng = np.random.default_rng([seed, index])
     model = draw(rng)
@@ -248,7 +252,8 @@ def outcome(seed: int, index: int) -> Outcome:
     clean = identify(model.predictor, model.task, seed=tasks)
     away = rival_distance(model, clean)
     found = {0.0: clean}
-    for level in () if model.family == "zero" else NOISE if away >= RIVAL else (0.05,):
+    levels = (0.05,) if away < RIVAL else NOISE if noise else ()
+    for level in () if model.family == "zero" else levels:
         found[level] = identify(noisy(model, level), model.task, seed=tasks + 1)
     return Outcome(
         str(model),
@@ -266,16 +271,17 @@ def drawn(seed: int, jobs: int) -> None:
     far: list[Outcome] = []
     near: list[Outcome] = []
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        pending = [pool.submit(outcome, seed, i) for i in range(MOST)]
-        for one in (future.result() for future in pending):
-            (far if one.rival >= RIVAL else near).append(one)
-            for level, right in one.right.items():
-                if not right:
-                    where = f"at {level:.0%} noise{'' if one.listed[level] else ', not listed'}"
-                    print(f"  not the best {where}: {one.label}, rival at {one.rival:.3g}: {one.answer[level]}", flush=True)
+        for start in range(0, MOST, 2 * jobs):
+            pending = [pool.submit(outcome, seed, i, len(far) < FAR) for i in range(start, start + 2 * jobs)]
+            for one in (future.result() for future in pending):
+                (far if one.rival >= RIVAL else near).append(one)
+                for level, right in one.right.items():
+                    if not right:
+                        where = f"at {level:.0%} noise{'' if one.listed[level] else ', NOT LISTED'}"
+                        print(f"  not the best {where}: {one.label}, rival at {one.rival:.3g}: {one.answer[level]}", flush=True)
             if len(far) >= FAR and len(near) >= NEAR:
-                pool.shutdown(cancel_futures=True)
                 break
+    print(f"drawn: {len(far) + len(near)}, of which {len(far)} far")
     summary("far", far[:FAR], (0.0, *NOISE))
     summary("near", near[:NEAR], (0.0, 0.05))
 
