@@ -58,7 +58,8 @@ def test_wrong_use_is_one_line_and_exit_code_2(
 def test_errors_and_lists_do_not_import_torch() -> None:
     program = (
         "import sys, contextlib\nfrom gdssm import cli\n"
-        "for a in (['reproduce', 'x'], ['reproduce', '--list'], ['--help'], ['predict', 'x.csv', '--target', 'y']):\n"
+        "for a in (['reproduce', 'x'], ['reproduce', '--list'], ['--help'], ['predict', 'x.csv', '--target', 'y'],\n"
+        "          ['identify', 'x'], ['identify', 'one-step', '--tasks', '1']):\n"
         "    with contextlib.suppress(SystemExit): cli.main(a)\n"
         "assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules"
     )

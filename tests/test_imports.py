@@ -35,7 +35,8 @@ ORDER = [
     {"report"},
     {"experiments"},
     {"runs"},
-    {"ready"},
+    {"ready", "sources"},
+    {"identified"},
     {"cli", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}

@@ -17,7 +17,7 @@ from typing import Literal
 
 from . import __version__
 from .arguments import Command, Program, prepare
-from .config import ConfigError, UserError, check_count, one_line, shown
+from .config import ConfigError, UserError, check_count, check_number, one_line, shown
 
 EXIT_CLAIM, EXIT_USAGE, EXIT_NON_FINITE, EXIT_INTERRUPTED = 1, 2, 3, 130
 _DESCRIPTION = "Recurrent layers that learn in context by gradient descent."
@@ -174,6 +174,51 @@ def report(path: Path, /, out: Path | None = None) -> int:
     return 0
 
 
+def identify(
+    model: str,
+    /,
+    out: Path | None = None,
+    tasks: int = 400,
+    seed: int = 0,
+    max_steps: int = 10,
+    inputs: int | None = None,
+    targets: int | None = None,
+    examples: int | None = None,
+    noise: float | None = None,
+) -> int:
+    """Say which explicit learner a model runs in its context: gradient descent, ridge regression and others.
+
+    Args:
+        model: name of a ready model, model file, directory or checkpoint of a training run, or module:function
+        out: directory for identify.json, made if absent
+        tasks: number of tasks, half to fit on, half to score
+        seed: seed of the tasks
+        max_steps: largest number of steps to try
+        inputs: input features of a task; as the model was trained, or 10, where not given
+        targets: target features of a task; as the model was trained, or 10, where not given
+        examples: examples in a context; as the model was trained, or 10, where not given
+        noise: standard deviation of the noise on the targets; as the model was trained, or 0, where not given
+    """
+    from .sources import located
+
+    source = located(model)
+    for name, value, least in (("--tasks", tasks, 20), ("--seed", seed, 0)):
+        check_count(name, value, least)
+    check_count("--max-steps", max_steps, most=50)
+    sizes = {"d_x": inputs, "d_y": targets, "n_examples": examples, "noise_std": noise}
+    for label, size in (("--inputs", inputs), ("--targets", targets), ("--examples", examples)):
+        if size is not None:
+            check_count(label, size)
+    if noise is not None:
+        check_number("--noise", noise, least=0)
+    if out is not None:
+        _check_directory(out)
+    from .identified import run
+
+    print(run(source, sizes, out, tasks=tasks, seed=seed, max_steps=max_steps))
+    return 0
+
+
 def _check_directory(path: Path) -> None:
     """ConfigError where files cannot be written to DIR; leaves no trace, for the run may still be interrupted."""
     missing: list[Path] = []
@@ -192,7 +237,7 @@ def _check_directory(path: Path) -> None:
                 made.rmdir()
 
 
-COMMANDS: dict[str, Command] = {"reproduce": reproduce, "train": train, "predict": predict, "report": report}
+COMMANDS: dict[str, Command] = {"reproduce": reproduce, "train": train, "predict": predict, "report": report, "identify": identify}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

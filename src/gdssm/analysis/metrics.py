@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .layers import GDSSM
-from .tasks import Context, Predictor
+from ..layers import GDSSM
+from ..tasks import Context, Predictor
 
 
 class NonFinitePredictionError(ValueError):

@@ -1,0 +1,33 @@
+"""What a predictor does: how it compares with a learner, which learner it is nearest to, and what trained weights mean."""
+
+from .identification import IdentificationError, identify, identify_layers
+from .metrics import (
+    Alignment,
+    NonFinitePredictionError,
+    ParameterMatch,
+    alignment,
+    compare,
+    parameter_match,
+    sensitivity,
+    squared_loss,
+    wilson_interval,
+)
+from .results import Identification, Match, Spread
+
+__all__ = [
+    "Alignment",
+    "Identification",
+    "IdentificationError",
+    "Match",
+    "NonFinitePredictionError",
+    "ParameterMatch",
+    "Spread",
+    "alignment",
+    "compare",
+    "identify",
+    "identify_layers",
+    "parameter_match",
+    "sensitivity",
+    "squared_loss",
+    "wilson_interval",
+]
