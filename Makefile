@@ -8,7 +8,7 @@ OUT ?= out
 
 .PHONY: reproduce test slow lint bench figures docs clean
 
-reproduce: $(VENV)/.installed
+reproduce: $(VENV)/.usable
 	$(BIN)/gdssm reproduce --preset quick --out $(OUT)
 
 test: $(VENV)/.installed
@@ -36,9 +36,14 @@ docs: $(VENV)/.installed
 clean:
 	rm -rf $(VENV) $(OUT) site dist
 
-$(VENV)/.installed: pyproject.toml
+# What the commands and the report need; then what tests, style and docs need on top of it.
+$(VENV)/.usable: pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'gdssm needs Python 3.11 or newer, $(PYTHON) is ' + sys.version.split()[0])"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet -e ".[report]"
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.usable
 	$(BIN)/python -m pip install --quiet -e ".[dev]"
 	touch $@
