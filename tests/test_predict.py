@@ -22,9 +22,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import gdssm.predict
-from gdssm import learners
+from gdssm import learners, progress
 from gdssm.config import ConfigError
-from gdssm.predict import Learner, Progress, cross_validate, predict, run
+from gdssm.predict import Learner, cross_validate, predict
+from gdssm.predicted import run
+from gdssm.progress import Progress
 from gdssm.table import TableError, fold_of_rows
 from test_table import BAD
 
@@ -273,7 +275,7 @@ def test_what_cannot_be_used_is_reported_before_torch_is_imported(tmp_path: Path
     program = f"""
 import sys
 from pathlib import Path
-from gdssm.predict import run
+from gdssm.predicted import run
 good, broken = Path({str(good)!r}), Path({str(broken)!r})
 calls = [(path, "y", dict()) for path in Path({str(tmp_path)!r}).glob("bad*.csv")] + [(good, "y", dict(query=broken))]
 calls += [(good, "z", dict()), (good, "y", dict(steps=0)), (good, "y", dict(solver="cg"))]
@@ -299,7 +301,7 @@ def test_progress_is_shown_on_a_terminal_only_and_removed_when_interrupted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, _ = generated(tmp_path / "table.csv", 3000)
-    monkeypatch.setattr(gdssm.predict, "_PATIENCE", 0.0)
+    monkeypatch.setattr(progress, "PATIENCE", 0.0)
     Progress().of("checking")(0.5)
     assert capsys.readouterr().err == ""
     screen = Terminal()
@@ -339,7 +341,7 @@ def test_the_process_does_not_grow_with_the_rows(tmp_path: Path) -> None:
     for rows in (20_000, 150_000):
         path, _ = generated(tmp_path / f"{rows}.csv", rows, features=5)
         program = (
-            "from pathlib import Path; from gdssm.predict import run; "
+            "from pathlib import Path; from gdssm.predicted import run; "
             f"run(Path({str(path)!r}), 'y', steps=2); print(Path('/proc/self/status').read_text())"
         )
         kept_small = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}  # freed tensors go back at once, so the peak is exact

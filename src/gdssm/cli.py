@@ -110,7 +110,7 @@ def predict(
         alpha: ridge strength on standardised columns
         folds: folds of the cross-validation
     """
-    from .predict import run
+    from .predicted import run
 
     run(csv, target, query=query, steps=steps, solver=solver, forgetting=forgetting, alpha=alpha, folds=folds)
     return 0

@@ -189,3 +189,8 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
         return value
     kind = hint.__name__ if isinstance(hint, type) else str(hint)
     raise ConfigError(f"{name} must be of type {kind}, got {shown(value)}")
+
+
+def counted(count: int, noun: str) -> str:
+    """E.g. "1 seed", "20 seeds"."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"

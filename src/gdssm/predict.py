@@ -7,18 +7,17 @@ number of rows. torch is imported inside functions: a file or an option that can
 Axes: F contexts read side by side as a batch (the folds, or one), N rows, M queries, D features, C = D + 1 columns.
 """
 
-import csv as csv_format
 import itertools
 import math
 import statistics
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from .config import check_choice, check_count, check_number
+from .config import check_choice, check_count, check_number, counted
+from .progress import Progress
 from .table import Moments, Table, TableError, Watch, fold_of_rows, read_queries, read_table
 
 if TYPE_CHECKING:
@@ -30,12 +29,11 @@ if TYPE_CHECKING:
 SOLVERS = {"gd": "gradient descent", "cg": "conjugate gradient"}
 RIDGE_ALPHA = 1.0  # of the ridge regression reported for comparison: scikit-learn's default, on standardised columns
 _GD_STEPS = 100
-_MOST_STEPS, _MOST_FOLDS = 10**6, 1000  # memory grows with both
+_MOST_STEPS, MOST_FOLDS = 10**6, 1000  # memory grows with both
 _MOST_ALPHA = 1e100  # conjugate gradient multiplies it by sums of squares, which must not overflow
 _CHUNK_CELLS = 1 << 14  # read at a time, unless these are fewer rows than
 _CHUNK_ROWS = 64
 _NO_FOLD = -1  # the fold of rows that every context reads
-_PATIENCE = 2.0  # seconds before progress is shown
 
 
 @dataclass(frozen=True)
@@ -121,31 +119,6 @@ class Predictions:
     rate: float | None
 
 
-class Progress:
-    """One line on stderr while a file is read: none in the first two seconds, none where stderr is not a terminal."""
-
-    def __init__(self) -> None:
-        self._due = time.monotonic() + _PATIENCE
-        self._shown = False
-
-    def of(self, what: str) -> Watch:
-        """A function that shows the fraction done."""
-
-        def watch(fraction: float) -> None:
-            now = time.monotonic()
-            if now >= self._due and sys.stderr.isatty():
-                print(f"\r\x1b[K{what}: {fraction:.0%}", end="", file=sys.stderr, flush=True)
-                self._due, self._shown = now + 0.2, True
-
-        return watch
-
-    def clear(self) -> None:
-        """Remove the line."""
-        if self._shown:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-            self._shown = False
-
-
 def cross_validate(
     csv: Path, target: str, learner: Learner | None = None, *, folds: int = 5, seed: int = 0, progress: Progress | None = None
 ) -> CrossValidation:
@@ -158,7 +131,7 @@ def cross_validate(
     TableError for a table that cannot be used, ConfigError for folds < 2: ValueErrors whose message is one line.
     """
     learner, progress = learner or Learner(), progress or Progress()
-    check_count("folds", folds, 2, _MOST_FOLDS)
+    check_count("folds", folds, 2, MOST_FOLDS)
     table = read_table(csv, target, folds=folds, seed=seed, watch=progress.of("checking"))
     _check_rows(learner, table)
     folds = len(table.parts)
@@ -201,83 +174,6 @@ def predict(
     return Predictions(_answers(fit.predict, queries), queries.rows, table.rows, len(table.features), steps, fit.rate)
 
 
-def run(
-    csv: Path,
-    target: str,
-    *,
-    query: Path | None = None,
-    steps: int | None = None,
-    solver: str = "gd",
-    forgetting: float = 1.0,
-    alpha: float = 0.0,
-    folds: int = 5,
-) -> None:
-    """Print predictions for a query file as CSV, or without one the cross-validated R^2 of model, ridge and least squares.
-
-    Predictions go to stdout, their summary to stderr. Nothing is printed before both files and all options are checked;
-    ValueErrors as for cross_validate and Learner.
-    """
-    learner, progress = Learner(solver, steps, forgetting, alpha), Progress()
-    check_count("folds", folds, 2, _MOST_FOLDS)
-    try:
-        if query is None:
-            scores = cross_validate(csv, target, learner, folds=folds, progress=progress)
-            progress.clear()
-            _print_scores(scores, learner)
-        else:
-            predictions = predict(csv, target, query, learner, progress=progress)
-            progress.clear()
-            _print_predictions(predictions, target, learner)
-    finally:
-        progress.clear()
-
-
-def _print_scores(result: CrossValidation, learner: Learner) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table as Grid
-
-    grid = Grid("method", box=box.SIMPLE)
-    for heading in ("R^2", "std over folds"):
-        grid.add_column(heading, justify="right")
-    ridge = f"ridge, alpha = {RIDGE_ALPHA:g}"
-    methods = ((_described(learner), result.model), (ridge, result.ridge), ("least squares", result.least_squares))
-    for method, scores in methods:
-        grid.add_row(method, f"{scores.mean:.4f}", f"{scores.std:.4f}")
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(grid)
-    rate = f", rate {min(result.rates):.3g} to {max(result.rates):.3g} per example" if result.rates else ""
-    size = f"{result.rows} rows, {_counted(result.features, 'feature')}, {len(result.model.folds)} folds"
-    console.print(f"{size}; {learner.solver}, {_counted(result.steps, 'step')}{rate}")
-
-
-def _print_predictions(predictions: Predictions, target: str, learner: Learner) -> None:
-    writer = csv_format.writer(sys.stdout, lineterminator="\n")
-    writer.writerow([target])
-    actual, error = Moments(1), 0.0
-    for value, truth in predictions.values:
-        writer.writerow([repr(value)])
-        if truth is not None:
-            actual.add([truth])
-            error += (value - truth) ** 2
-    sys.stdout.flush()  # the summary comes last where both go to one place
-    rate = "" if predictions.rate is None else f", rate {predictions.rate:.3g} per example"
-    score = f", R^2 {1 - error / actual.squares[0]:.4f}" if actual.count and actual.squares[0] > 0 else ""
-    size = f"{predictions.rows} rows, {_counted(predictions.features, 'feature')}"
-    how = f"{_described(learner)}, {_counted(predictions.steps, 'step')}{rate}"
-    print(f"{size}; {how}; {_counted(predictions.queries, 'prediction')}{score}", file=sys.stderr)
-
-
-def _described(learner: Learner) -> str:
-    """The model's learner as a method beside others."""
-    forgetting = f", forgetting {learner.forgetting:g}" if learner.forgetting < 1 else ""
-    return SOLVERS[learner.solver] + forgetting + (f", alpha = {learner.alpha:g}" if learner.alpha > 0 else "")
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
 def _check_rows(learner: Learner, table: Table) -> None:
     """TableError where conjugate gradient without ridge has too few rows: N centred rows have rank N - 1."""
     folds, features = len(table.parts), len(table.features)
@@ -285,7 +181,7 @@ def _check_rows(learner: Learner, table: Table) -> None:
     if learner.solver == "cg" and learner.alpha == 0 and rows <= features:
         where = "a fold learns from" if folds > 1 else "there are"
         raise TableError(
-            f"{table.name}: {where} {rows} rows, but {_counted(features, 'feature')} need at least {features + 1} "
+            f"{table.name}: {where} {rows} rows, but {counted(features, 'feature')} need at least {features + 1} "
             "with solver cg; take solver gd, or alpha > 0"
         )
 

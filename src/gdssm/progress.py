@@ -2,7 +2,9 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+
+PATIENCE = 2.0  # seconds before a short task's progress is shown
 
 
 def track(total: int, label: str, *, unit: str = "step", every: float = 10.0, first: int = 0) -> Iterator[int]:
@@ -39,3 +41,28 @@ def _bar(total: int, label: str, unit: str, first: int) -> Iterator[int]:
         for i in range(first, total):
             yield i
             bar.update(task, advance=1, rate=f"{(i + 1 - first) / (time.monotonic() - start):.0f} {unit}s/s")
+
+
+class Progress:
+    """One line on standard error while a file is read: none in the first two seconds, none where stderr is not a terminal."""
+
+    def __init__(self) -> None:
+        self._due = time.monotonic() + PATIENCE
+        self._shown = False
+
+    def of(self, what: str) -> Callable[[float], None]:
+        """A function that shows the fraction done."""
+
+        def watch(fraction: float) -> None:
+            now = time.monotonic()
+            if now >= self._due and sys.stderr.isatty():
+                print(f"\r\x1b[K{what}: {fraction:.0%}", end="", file=sys.stderr, flush=True)
+                self._due, self._shown = now + 0.2, True
+
+        return watch
+
+    def clear(self) -> None:
+        """Remove the line."""
+        if self._shown:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+            self._shown = False

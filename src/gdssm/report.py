@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from .config import counted
 from .interactive import view
 from .records import FILES, KINDS, Claim, Experiment, ReportError, Results, number, parse_results, read_experiments
 
@@ -94,11 +95,6 @@ def about(results: Results) -> str:
     """What was run, e.g. "one-step, preset quick, 20 seeds"."""
     preset = f", preset {results.preset}" if results.preset else ""
     return f"{results.experiment}{preset}, {counted(len(results.seeds), 'seed')}"
-
-
-def counted(count: int, noun: str) -> str:
-    """E.g. "1 seed", "20 seeds"."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def plain_name(name: str) -> str:
