@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from . import storage
-from .config import ConfigError, from_mapping
+from .config import ConfigError, from_mapping, one_line
 from .metrics import Mark
 from .settings import TrainConfig
 from .storage import StorageError
@@ -61,7 +61,7 @@ def load(path: Path) -> Training:
     try:
         training = Training(available(from_mapping(TrainConfig, content["config"], "config.")))
     except (ConfigError, KeyError, TypeError) as error:
-        raise StorageError(f"{path}: does not hold a training of this gdssm: {' '.join(str(error).split())}") from None
+        raise StorageError(f"{path}: does not hold a training of this gdssm: {one_line(str(error))}") from None
     _restore(training, path)
     return training
 
@@ -98,7 +98,7 @@ def _restore(training: Training, path: Path) -> Mark:
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, StorageError):
             raise
-        raise StorageError(f"{path}: does not hold this training: {' '.join(str(error).split())}") from None
+        raise StorageError(f"{path}: does not hold this training: {one_line(str(error))}") from None
     return mark
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from .config import counted
+from .config import counted, one_line
 from .interactive import view
 from .records import FILES, KINDS, Claim, Experiment, ReportError, Results, number, parse_results, read_experiments
 
@@ -236,7 +236,7 @@ def guarded(experiment: Experiment, variant: Mapping[str, Any] | None, make: Cal
     except KeyError as error:
         raise ReportError(f"{where} lacks {error.args[0]!r}") from None
     except (ValueError, TypeError, IndexError, AttributeError, ZeroDivisionError) as error:
-        line = " ".join(str(error).split())
+        line = one_line(str(error))
         raise ReportError(f"{where} cannot be drawn: {line}") from None
 
 

@@ -25,7 +25,7 @@ import torch
 
 from . import checkpoint
 from .analysis import NonFinitePredictionError
-from .config import ConfigError, UserError, from_mapping
+from .config import ConfigError, UserError, from_mapping, one_line
 from .experiments.claims import environment
 from .files import remove_unfinished, write_whole
 from .metrics import Metrics, MetricsError, open_metrics, read_evaluations
@@ -182,7 +182,7 @@ def read_config(directory: Path) -> TrainConfig:
     except OSError as error:
         raise RunError(f"{path}: cannot be read: {error.strerror}") from None
     except (ConfigError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunError(f"{path}: holds no configuration of a run: {' '.join(str(error).split())}") from None
+        raise RunError(f"{path}: holds no configuration of a run: {one_line(str(error))}") from None
 
 
 def load_training(path: Path) -> Training:

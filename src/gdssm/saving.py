@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from . import storage
-from .config import near_miss
+from .config import near_miss, one_line
 from .layers import GDSSM
 from .models import ConstructedTokenLayer, FeatureModel, GDSSMStack, InContextModel, RandomFourierFeatures, TwoStepBlock
 from .readouts import ConjugateGradientReadout, IteratedReadout, MinibatchReadout, NewtonReadout, PairReadout
@@ -58,7 +58,7 @@ def load(name: str | Path) -> nn.Module:
             model = _built(content["model"], len(tensors))
         model.load_state_dict(tensors, assign=True)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise StorageError(f"{path}: does not describe a model of this gdssm: {_first_line(error)}") from None
+        raise StorageError(f"{path}: does not describe a model of this gdssm: {one_line(str(error))[:300]}") from None
     return model
 
 
@@ -85,10 +85,6 @@ def _located(name: str | Path) -> Path:
             )
         return READY / f"{name}{SUFFIX}"
     return Path(name)
-
-
-def _first_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
 
 
 # How each class is built again: its arguments, read from a module. Its weights and buffers are in the file.

@@ -8,7 +8,7 @@ import traceback
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from .config import ConfigError, check_choice, check_count, check_fields, check_number, near_miss
+from .config import ConfigError, check_choice, check_count, check_fields, check_number, near_miss, one_line
 from .tasks import LinearRegression
 
 LARGEST_SIZE = 10**12  # more is a slip of the pen
@@ -126,23 +126,21 @@ def read_config_file(path: Path) -> TrainConfig:
         raise ConfigError(f"CONFIG is {str(path)!r}, which cannot be read: {error.strerror}") from None
     except (SyntaxError, ValueError) as error:
         where = f", line {error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
-        raise ConfigError(f"{path}{where}: is no Python: {_one_line(getattr(error, 'msg', error))}") from None
+        raise ConfigError(f"{path}{where}: is no Python: {one_line(str(getattr(error, 'msg', error)))[:500]}") from None
     names: dict[str, object] = {"__name__": "gdssm_config", "__file__": str(path)}
     try:
         exec(code, names)
     except (Exception, SystemExit) as error:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         kind = "" if isinstance(error, ConfigError) else f"{type(error).__name__}: "
-        raise ConfigError(f"{path}, line {lines[-1] if lines else 1}: {kind}{_one_line(error)}{_suggestion(error)}") from None
+        raise ConfigError(
+            f"{path}, line {lines[-1] if lines else 1}: {kind}{one_line(str(error))[:500]}{_suggestion(error)}"
+        ) from None
     config = names.get("config")
     if not isinstance(config, TrainConfig):
         found = "is missing" if config is None else f"is of type {type(config).__name__}"
         raise ConfigError(f"{path}: config {found}; a line `config = TrainConfig(..)` is needed")
     return config
-
-
-def _one_line(error: object) -> str:
-    return " ".join(str(error).split())[:500]
 
 
 def _suggestion(error: BaseException) -> str:

@@ -11,7 +11,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from ..config import UserError, check_count, check_number, shown
+from ..config import UserError, check_count, check_number, one_line, shown
 from ..tasks import Context, LinearRegression, Predictor
 from ..tasks.linear import generator
 from . import families
@@ -187,7 +187,7 @@ def _ask(predictor: Predictor, context: Context) -> Tensor:
         with torch.no_grad():
             found = predictor(context)
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(str(error))[:300]
         raise IdentificationError(f"predictor failed with {type(error).__name__}: {reason}") from error
     wanted = (*context.x_query.shape[:2], context.y.shape[2])
     if not isinstance(found, Tensor):

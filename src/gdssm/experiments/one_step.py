@@ -17,8 +17,9 @@ from ..config import check_choice, check_count
 from ..ensemble import Ensemble
 from ..layers import GDSSM
 from ..models import InContextModel
+from ..monitor import constructed_weights
 from ..records import middle_seed
-from ..settings import ModelConfig, TrainConfig
+from ..settings import ModelConfig, TrainConfig, evaluation_steps
 from ..tasks import Context, Predictor
 from ..tokens import as_predictor
 from ..train import build_model, train
@@ -107,17 +108,13 @@ class _Variant:
         self.steps: list[int] = []
         self.curves: list[list[Alignment]] = []  # [evaluation][seed]
         self.history: list[list[InContextModel]] = []  # the same: which seed is shown is known only at the end
-        ensemble = train(self.config, evaluate=self._evaluate, evaluate_at=self._points(), label=f"one-step, decay {decay}")
+        points = evaluation_steps(self.config.steps, settings.curve_points)
+        ensemble = train(self.config, evaluate=self._evaluate, evaluate_at=points, label=f"one-step, decay {decay}")
         self._evaluate(self.config.steps, ensemble)
         self.models = self.history[-1]
         gd = sensitivity(self.gd, self.context)
         self.final = [compare(sensitivity(as_predictor(model), self.context), gd, self.target) for model in self.models]
         self.matches = [parameter_match(_layer(model)) for model in self.models]
-
-    def _points(self) -> frozenset[int]:
-        """Evaluation points, dense at the start, where the plateau is."""
-        n, last = self.settings.curve_points, self.config.steps
-        return frozenset(round(last * (i / n) ** 1.5) for i in range(n))
 
     def _model(self, ensemble: Ensemble, i: int) -> InContextModel:
         model = build_model(self.config.model, self.task, 0, getattr(torch, self.config.dtype))
@@ -203,12 +200,7 @@ class _Variant:
                 "c": [m.c.tolist() for m in self.matches],
                 "decay": [layer.decay_matrix[0].tolist() for layer in models],
             },
-            "constructed": {
-                "w_q": [[0.0, 1.0, 0.0], [0.0] * 3, [0.0] * 3],
-                "d": [0.0, 0.0, 1.0],
-                "c": (torch.eye(d) * (self.rate / task.n_examples)).tolist(),
-                "decay": torch.ones(d, d).tolist(),
-            },
+            "constructed": constructed_weights(d, self.rate / task.n_examples),
             "snapshots": snapshots(self.steps, [_layer(models[i]) for models in self.history], self.seeds[i]),
             "filling": filling(self.models[i], task, self.rate, self.seeds[i]),
         }
