@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gdssm import cli
+from gdssm import cli, experiments
 from gdssm.experiments import EXPERIMENTS, one_step
 from gdssm.experiments.claims import Claim, all_required_hold, write_json
 from gdssm.settings import LARGEST_SEED
@@ -30,6 +30,8 @@ def run(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, 
     [
         (["reproduce", "on-step"], "NAME is 'on-step' (did you mean 'one-step'?); allowed: one-step"),
         (["reproduce", "--preset", "fast"], "'fast'"),
+        (["reproduce", "--workers", "0"], "--workers must be an integer >= 1, got 0"),
+        (["reproduce", "--resume", "--fresh"], "--resume and --fresh exclude each other"),
         (["reproduce", "--seeds", "0"], "--seeds must be an integer >= 1, got 0"),
         (["reproduce", "--seeds", "many"], "'many'"),
         (["reproduce", "--seed", "-1"], "--seed must be an integer >= 0, got -1"),
@@ -90,7 +92,7 @@ def test_version_and_list(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 TINY = one_step.Preset(
-    variants=(("head", 2),),
+    seeds=(0, 1),
     eval_tasks=200,
     curve_tasks=50,
     curve_points=3,
@@ -125,10 +127,10 @@ def test_reproduce_writes_claims_record_and_report(
 
 def test_the_same_seeds_give_the_same_record(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(one_step.PRESETS, "quick", TINY)
-    first, second = one_step.run("quick", 1, 9), one_step.run("quick", 1, 9)
+    first, second = (experiments.run("one-step", "quick", 1, 9) for _ in range(2))
     assert first.record == second.record
     assert first.claims == second.claims
-    assert first.record != one_step.run("quick", 1, 10).record
+    assert first.record != experiments.run("one-step", "quick", 1, 10).record
 
 
 def test_no_seed_of_training_draws_the_evaluation_tasks() -> None:
@@ -139,7 +141,7 @@ def test_an_interrupt_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(one_step, "run", interrupted)
+    monkeypatch.setattr(one_step, "trained_variant", interrupted)
     code, _, err = run("reproduce", "--out", str(tmp_path / "new"), capsys=capsys)
     assert code == 130
     assert "interrupted" in err

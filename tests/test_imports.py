@@ -37,7 +37,7 @@ ORDER = [
     {"experiments"},
     {"runs"},
     {"ready", "sources"},
-    {"identified"},
+    {"identified", "reproduced"},
     {"cli", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from gdssm import GDSSM, construct, views
+from gdssm import GDSSM, construct, experiments, views
 from gdssm.analysis import parameter_match
 from gdssm.experiments import one_step
 from gdssm.models import ConstructedTokenLayer, InContextModel
@@ -163,9 +163,9 @@ def test_layers_of_another_form_are_refused():
 def test_the_experiment_records_both_views_of_the_seed_that_figures_show(monkeypatch):
     task = LinearRegression(3, 2, 5)
     training = TrainConfig(task=task, steps=12, batch=8, warmup=2)
-    preset = one_step.Preset(variants=(("full", 3),), eval_tasks=50, curve_tasks=30, curve_points=3, training=training)
+    preset = one_step.Preset(seeds=(), full_seeds=(0, 1, 2), eval_tasks=50, curve_tasks=30, curve_points=3, training=training)
     monkeypatch.setitem(one_step.PRESETS, "quick", preset)
-    (variant,) = one_step.run("quick", None, 4).record["variants"]
+    (variant,) = experiments.run("one-step", "quick", None, 4).record["variants"]
     final = [losses[-1] for losses in variant["loss"]]
     position = final.index(np.median(final))
     snapshots, filling = variant["snapshots"], variant["filling"]

@@ -10,7 +10,6 @@ import os
 import shlex
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -30,61 +29,51 @@ def reproduce(
     seeds: int | None = None,
     seed: int = 0,
     out: Path = Path("out"),
+    workers: int | None = None,
+    resume: bool = False,
+    fresh: bool = False,
     list_: bool = False,
 ) -> int:
     """Run experiments of the paper, check their claims, and write DIR/NAME/results.json and DIR/report.html.
 
     Args:
-        names: experiments; see --list
-        preset: quick (a minute on two cores) or paper (the paper's sizes)
+        names: experiments, or all; see --list
+        preset: quick (minutes on two cores) or paper (the paper's sizes)
         seeds: number of seeds of each variant; the preset's where not given
         seed: first seed
         out: directory for results, made if absent; other files in it are left alone
+        workers: processes; as many as there are cores where not given
+        resume: go on where an interrupted run stopped, which is done in any case
+        fresh: run again what an interrupted run finished
         list_: list the experiments and stop
     """
-    from .experiments import EXPERIMENTS, MOST_SEEDS, check_name
+    from .experiments import EXPERIMENTS, MOST_SEEDS, MOST_WORKERS, named
     from .settings import LARGEST_SEED
 
     if list_:
         for name, (_, summary) in EXPERIMENTS.items():
             print(f"{name:12} {summary}")
         return 0
-    for name in names:
-        check_name(name)
+    chosen = named(names)
     if seeds is not None:
         check_count("--seeds", seeds, most=MOST_SEEDS)
     check_count("--seed", seed, 0, LARGEST_SEED)
+    if workers is not None:
+        check_count("--workers", workers, most=MOST_WORKERS)
+    if resume and fresh:
+        raise ConfigError("--resume and --fresh exclude each other: one keeps what an interrupted run finished, one runs it again")
     _check_directory(out)
     if importlib.util.find_spec("matplotlib") is None:
         raise ConfigError("the report needs matplotlib, which is not installed: pip install 'gdssm[report]'")
-    return _reproduce(names, preset, seeds, seed, out)
+    from .experiments import plan
+    from .reproduced import Reproduction, cores
 
-
-def _reproduce(names: Sequence[str], preset: str, seeds: int | None, seed: int, out: Path) -> int:
-    from rich.console import Console
-
-    from .experiments import module
-    from .experiments.claims import all_required_hold, environment, write_json
-    from .report import summary_table, write_report
-
-    console, good = Console(), True
-    for name in names:
-        start = time.monotonic()
-        outcome = module(name).run(preset, seeds, seed)
-        used = sorted({s for variant in outcome.record["variants"] for s in variant["seeds"]})
-        results = {
-            "experiment": name,
-            "preset": preset,
-            "seeds": used,
-            "claims": [claim.as_record() for claim in outcome.claims],
-            "environment": environment(time.monotonic() - start),
-        }
-        write_json(out / name / "record.json", outcome.record)
-        write_json(out / name / "results.json", results)
-        console.print(summary_table(results))
-        good = good and all_required_hold(outcome.claims)
-    print(f"report: {write_report(out)}")
-    return 0 if good else EXIT_CLAIM
+    plans = [plan(name, preset, seeds, seed) for name in chosen]
+    run = Reproduction(plans, preset, out, workers=workers or cores(), fresh=fresh)
+    try:
+        return 0 if run.run() else EXIT_CLAIM
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("interrupted; finished jobs are kept, and the same command goes on from them") from None
 
 
 def predict(

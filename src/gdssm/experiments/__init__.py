@@ -1,37 +1,90 @@
-"""Experiments: one file per claim of the paper, found by name. No torch here: names and settings are checked first.
+"""Experiments: one file per question, found by name. No torch here: names and settings are checked first.
 
-A new experiment is a file with SUMMARY, PRESETS and run(preset, seeds) -> Outcome, and one line in EXPERIMENTS.
+A new experiment is a file with
+
+    PRESETS                                     "quick" and "paper": its sizes, a frozen dataclass made from Sizes
+    jobs(sizes) -> dict of name -> Job          the independent parts, each a function whose result is JSON data
+    outcome(sizes, results) -> Outcome          claims and record from the jobs' results, by name
+
+and one line in EXPERIMENTS. docs/extending.md shows one.
 """
 
 import importlib
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from types import ModuleType
-from typing import Any
+from typing import Any, Self
 
 from ..config import check_choice
 from .claims import Claim
+from .jobs import Job, run_jobs
 
 EXPERIMENTS = {
     "one-step": ("one_step", "does a randomly initialised layer become one step of gradient descent?"),
 }
 PRESETS = ("quick", "paper")
 MOST_SEEDS = 10_000
+MOST_WORKERS = 1_000
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How large an experiment is; each adds its own numbers."""
+
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+
+    def seeded(self, count: int | None, first: int) -> Self:
+        """The same with `count` seeds (as many as before where None) from `first` on."""
+        return replace(self, seeds=tuple(range(first, first + (count or len(self.seeds)))))
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an experiment found: its claims and the record that figures are drawn from (JSON data)."""
+    """What an experiment found: its claims, the record that figures are drawn from (JSON data), and the seeds it used."""
 
     claims: tuple[Claim, ...]
     record: dict[str, Any]
+    seeds: tuple[int, ...] = ()
 
 
-def check_name(name: str) -> str:
-    """The name, or ConfigError with the known ones."""
-    check_choice("NAME", name, list(EXPERIMENTS))
-    return name
+@dataclass(frozen=True)
+class Plan:
+    """An experiment with its sizes settled."""
+
+    name: str
+    module: ModuleType
+    sizes: Sizes
+
+    def jobs(self) -> dict[str, Job]:
+        """The experiment's jobs by name."""
+        found: dict[str, Job] = self.module.jobs(self.sizes)
+        return found
+
+    def outcome(self, results: Mapping[str, dict[str, Any]]) -> Outcome:
+        """Claims and record from the results of all jobs."""
+        found: Outcome = self.module.outcome(self.sizes, results)
+        return found
 
 
-def module(name: str) -> ModuleType:
-    """The experiment's module; imports torch."""
-    return importlib.import_module(f".{EXPERIMENTS[check_name(name)][0]}", __name__)
+def named(names: Sequence[str]) -> tuple[str, ...]:
+    """The names, each once, with all experiments for "all"; ConfigError with the known ones for another."""
+    for name in names:
+        check_choice("NAME", name, [*EXPERIMENTS, "all"])
+    return tuple(EXPERIMENTS) if "all" in names else tuple(dict.fromkeys(names))
+
+
+def plan(name: str, preset: str = "quick", seeds: int | None = None, first_seed: int = 0) -> Plan:
+    """The experiment at a preset, with so many seeds in place of the preset's number; imports torch.
+
+    Raises ConfigError for an unknown name or preset.
+    """
+    check_choice("name", name, list(EXPERIMENTS))
+    check_choice("preset", preset, PRESETS)
+    module = importlib.import_module(f".{EXPERIMENTS[name][0]}", __name__)
+    return Plan(name, module, module.PRESETS[preset].seeded(seeds, first_seed))
+
+
+def run(name: str, preset: str = "quick", seeds: int | None = None, first_seed: int = 0) -> Outcome:
+    """Run one experiment in this process, without files."""
+    chosen = plan(name, preset, seeds, first_seed)
+    return chosen.outcome({job: finished.result for job, finished in run_jobs(chosen.jobs()).items()})

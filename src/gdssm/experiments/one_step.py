@@ -5,27 +5,27 @@ compared on the same held-out tasks with explicit one-step GD at the best rate, 
 form of the best expected loss. Variants: one decay per head, and the published layer's full decay.
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Self
 
 import torch
 
 from .. import construct, learners, theory
 from ..analysis import Alignment, alignment, compare, parameter_match, sensitivity, squared_loss, wilson_interval
-from ..config import check_choice, check_count
 from ..ensemble import Ensemble
 from ..layers import GDSSM
 from ..models import InContextModel
 from ..monitor import constructed_weights
 from ..records import middle_seed
 from ..settings import ModelConfig, TrainConfig, evaluation_steps
-from ..tasks import Context, Predictor
+from ..tasks import Context, LinearRegression, Predictor
 from ..tokens import as_predictor
 from ..train import build_model, train
 from ..views import HELD_OUT_SEED, filling, snapshots
-from . import Outcome
+from . import Outcome, Sizes
 from .claims import Claim
+from .jobs import Job
 
 TITLE = "One layer, one step of gradient descent"
 QUESTION = "Does a randomly initialised layer become one step of gradient descent on the examples of its context?"
@@ -35,38 +35,50 @@ PUBLISHED_PREDICTION_DIFFERENCE, PUBLISHED_SENSITIVITY_DIFFERENCE = 0.059, 0.066
 
 
 @dataclass(frozen=True)
-class Preset:
-    """Sizes of a run: seeds per variant, evaluation tasks at the end and along the training, training settings."""
+class Preset(Sizes):
+    """Sizes of a run: seeds of one decay per head and of the full decay, evaluation tasks, training settings."""
 
-    variants: tuple[tuple[str, int], ...]
+    seeds: tuple[int, ...] = tuple(range(20))
+    full_seeds: tuple[int, ...] = ()
     eval_tasks: int = 10_000
     curve_tasks: int = 500
     curve_points: int = 20
     training: TrainConfig = field(default_factory=lambda: TrainConfig(steps=3000, batch=256, lr=0.01))
 
-    def __post_init__(self) -> None:
-        for decay, seeds in self.variants:
-            check_choice("decay", decay, tuple(SUCCESS))
-            check_count("seeds", seeds)
+    def seeded(self, count: int | None, first: int) -> Self:
+        """Every variant that has seeds gets so many."""
+        full = tuple(range(first, first + (count or len(self.full_seeds)))) if self.full_seeds else ()
+        return replace(super().seeded(count, first), full_seeds=full)
+
+    @property
+    def variants(self) -> dict[str, tuple[int, ...]]:
+        """Seeds of each decay structure that is trained."""
+        return {decay: seeds for decay, seeds in (("head", self.seeds), ("full", self.full_seeds)) if seeds}
 
 
 PRESETS = {
-    "quick": Preset(variants=(("head", 20),)),
-    "paper": Preset(variants=(("head", 100), ("full", 20))),
+    "quick": Preset(),
+    "paper": Preset(seeds=tuple(range(100)), full_seeds=tuple(range(20))),
 }
 
 
-def run(preset: str, seeds: int | None = None, first_seed: int = 0) -> Outcome:
-    """Train and compare; `seeds` overrides the preset's number for every variant, `first_seed` is the first."""
-    settings = PRESETS[preset]
+def jobs(sizes: Preset) -> dict[str, Job]:
+    """The training of each decay structure."""
+    return {f"{decay}-decay": Job(trained_variant, (sizes, decay)) for decay in sizes.variants}
+
+
+def outcome(sizes: Preset, results: Mapping[str, dict[str, Any]]) -> Outcome:
+    """Claims of the worst seed, after those that need no training, and the record of every variant."""
     claims: list[Claim] = []
-    variants = []
-    for decay, count in settings.variants:
-        chosen = tuple(range(first_seed, first_seed + (seeds or count)))
-        variant = _Variant(settings, decay, chosen)
-        variants.append(variant.record())
-        claims += variant.claims("" if len(variants) == 1 else f"{decay}_decay_")
-    return Outcome(tuple(claims), _record(settings, variants))
+    records: list[dict[str, Any]] = []
+    for decay in sizes.variants:
+        found = results[f"{decay}-decay"]
+        prefix = f"{decay}_decay_" if records else ""
+        claims += [] if records else _untrained_claims(found["untrained"])
+        claims += [replace(claim, name=prefix + claim.name) for claim in _trained_claims(decay, found)]
+        records.append(found["record"])
+    seeds = sorted({seed for chosen in sizes.variants.values() for seed in chosen})
+    return Outcome(tuple(claims), _record(sizes, records), tuple(seeds))
 
 
 def _record(settings: Preset, variants: list[dict[str, Any]]) -> dict[str, Any]:
@@ -90,6 +102,66 @@ def _record(settings: Preset, variants: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def _reference(task: LinearRegression) -> tuple[Predictor, float, float]:
+    """One step of gradient descent at the best rate, that rate, and the closed form of its loss."""
+    rate, closed_form = theory.one_step_optimum(
+        task.n_examples, task.d_x, x_var=task.input_variance, x_fourth_moment=task.input_fourth_moment
+    )
+    return learners.predictor(learners.gradient_descent, lr=rate), rate, closed_form
+
+
+def untrained(sizes: Preset) -> dict[str, Any]:
+    """How far the construction is from the explicit learner, and the learner's loss from the closed form."""
+    task = sizes.training.task
+    gd, rate, closed_form = _reference(task)
+    context = task.sample(1_000, seed=EVALUATION_SEED, step=2, dtype=torch.float64)
+    built = construct.gradient_descent(task.d_x, task.d_y, lr=rate, n_context=task.n_examples, dtype=torch.float64)
+    found = alignment(as_predictor(built), gd, context)
+    scale = float(gd(context).norm(dim=-1).mean())
+    context = task.sample(sizes.eval_tasks, seed=EVALUATION_SEED, step=0)
+    loss = squared_loss(gd(context), _target(context))
+    return {"construction_difference": found.prediction_difference / scale, "loss_over_closed_form": loss / closed_form}
+
+
+def _untrained_claims(found: Mapping[str, float]) -> list[Claim]:
+    return [
+        Claim("construction_is_gradient_descent", "identity", 0.0, found["construction_difference"], "<=", 1e-12),
+        # the loss of one model over 10,000 tasks has a standard deviation of 0.7 %
+        Claim("gd_loss_over_closed_form", "hypothesis", 1.0, found["loss_over_closed_form"], "between", (0.979, 1.021)),
+    ]
+
+
+def _trained_claims(decay: str, found: Mapping[str, Any]) -> list[Claim]:
+    """What training reached, the worst seed for each number."""
+    most, least = SUCCESS[decay]
+    final = found["final"]
+    successes, n = sum(a["loss_ratio"] <= most and a["sensitivity_cosine"] >= least for a in final), len(final)
+
+    def worst(name: str, pick: Callable[[Iterable[float]], float] = max) -> float:
+        return pick(a[name] for a in final)
+
+    return [
+        Claim("loss_ratio", "replication", 1.0, worst("loss_ratio"), "<=", most),
+        Claim("sensitivity_cosine", "replication", 1.0, worst("sensitivity_cosine", min), ">=", least),
+        Claim("off_construction", "replication", 0.0, max(found["off_construction"]), "<=", 0.02),
+        Claim("success_rate", "replication", 1.0, successes / n, ">=", 0.95),
+        Claim("success_rate_lower_95", "hypothesis", wilson_interval(n, n)[0], wilson_interval(successes, n)[0], ">=", 0.8),
+        _at_most("prediction_difference", PUBLISHED_PREDICTION_DIFFERENCE, worst("prediction_difference")),
+        _at_most("sensitivity_difference", PUBLISHED_SENSITIVITY_DIFFERENCE, worst("sensitivity_difference")),
+    ]
+
+
+def trained_variant(sizes: Preset, decay: str) -> dict[str, Any]:
+    """Train all seeds of one decay structure: final alignments, off-construction entries, record; what needs no training."""
+    variant = _Variant(sizes, decay, sizes.variants[decay])
+    return {
+        "untrained": untrained(sizes),
+        "final": [asdict(a) for a in variant.final],
+        "off_construction": [m.off_construction for m in variant.matches],
+        "record": variant.record(),
+    }
+
+
 class _Variant:
     """One decay structure: its training, its curves and its final comparison."""
 
@@ -98,12 +170,9 @@ class _Variant:
         base = settings.training
         self.config = replace(base, model=ModelConfig(decay=decay), seeds=seeds, data_seed=seeds[0])
         self.task = base.task
-        self.rate, self.closed_form = theory.one_step_optimum(
-            self.task.n_examples, self.task.d_x, x_var=self.task.input_variance, x_fourth_moment=self.task.input_fourth_moment
-        )
-        self.gd: Predictor = learners.predictor(learners.gradient_descent, lr=self.rate)
+        self.gd, self.rate, self.closed_form = _reference(self.task)
         self.curve_context = self.task.sample(settings.curve_tasks, seed=EVALUATION_SEED, step=1)
-        self.context = self.task.sample(settings.eval_tasks, seed=EVALUATION_SEED, step=0)
+        context = self.task.sample(settings.eval_tasks, seed=EVALUATION_SEED, step=0)
         self.gd_on_curve = sensitivity(self.gd, self.curve_context)
         self.steps: list[int] = []
         self.curves: list[list[Alignment]] = []  # [evaluation][seed]
@@ -112,8 +181,8 @@ class _Variant:
         ensemble = train(self.config, evaluate=self._evaluate, evaluate_at=points, label=f"one-step, decay {decay}")
         self._evaluate(self.config.steps, ensemble)
         self.models = self.history[-1]
-        gd = sensitivity(self.gd, self.context)
-        self.final = [compare(sensitivity(as_predictor(model), self.context), gd, self.target) for model in self.models]
+        gd = sensitivity(self.gd, context)
+        self.final = [compare(sensitivity(as_predictor(model), context), gd, _target(context)) for model in self.models]
         self.matches = [parameter_match(_layer(model)) for model in self.models]
 
     def _model(self, ensemble: Ensemble, i: int) -> InContextModel:
@@ -127,48 +196,6 @@ class _Variant:
         self.history.append(models)
         target = _target(self.curve_context)
         self.curves.append([compare(sensitivity(as_predictor(m), self.curve_context), self.gd_on_curve, target) for m in models])
-
-    @property
-    def target(self) -> torch.Tensor:
-        """Targets of the evaluation tasks."""
-        return _target(self.context)
-
-    def claims(self, prefix: str) -> list[Claim]:
-        """What training reached, the worst seed for each number; before the first variant's, what needs no training."""
-        most, least = SUCCESS[self.decay]
-        successes = sum(a.loss_ratio <= most and a.sensitivity_cosine >= least for a in self.final)
-        n = len(self.final)
-
-        def worst(name: str, pick: Callable[[Iterable[float]], float] = max) -> float:
-            return pick(getattr(a, name) for a in self.final)
-
-        found = [
-            Claim("loss_ratio", "replication", 1.0, worst("loss_ratio"), "<=", most),
-            Claim("sensitivity_cosine", "replication", 1.0, worst("sensitivity_cosine", min), ">=", least),
-            Claim("off_construction", "replication", 0.0, max(m.off_construction for m in self.matches), "<=", 0.02),
-            Claim("success_rate", "replication", 1.0, successes / n, ">=", 0.95),
-            Claim("success_rate_lower_95", "hypothesis", wilson_interval(n, n)[0], wilson_interval(successes, n)[0], ">=", 0.8),
-            _at_most("prediction_difference", PUBLISHED_PREDICTION_DIFFERENCE, worst("prediction_difference")),
-            _at_most("sensitivity_difference", PUBLISHED_SENSITIVITY_DIFFERENCE, worst("sensitivity_difference")),
-        ]
-        if not prefix:
-            found = [*self._untrained_claims(), *found]
-        return [replace(c, name=prefix + c.name) for c in found]
-
-    def _untrained_claims(self) -> list[Claim]:
-        """The construction equals the explicit learner; the closed form predicts the learner's loss."""
-        context = self.task.sample(1_000, seed=EVALUATION_SEED, step=2, dtype=torch.float64)
-        built = construct.gradient_descent(
-            self.task.d_x, self.task.d_y, lr=self.rate, n_context=self.task.n_examples, dtype=torch.float64
-        )
-        found = alignment(as_predictor(built), self.gd, context)
-        scale = float(self.gd(context).norm(dim=-1).mean())
-        ratio = squared_loss(self.gd(self.context), self.target) / self.closed_form
-        return [
-            Claim("construction_is_gradient_descent", "identity", 0.0, found.prediction_difference / scale, "<=", 1e-12),
-            # the loss of one model over 10,000 tasks has a standard deviation of 0.7 %
-            Claim("gd_loss_over_closed_form", "hypothesis", 1.0, ratio, "between", (0.979, 1.021)),
-        ]
 
     def record(self) -> dict[str, Any]:
         """What figures are drawn from: curves [seed][evaluation], rescaled weights, and the views of one seed."""
