@@ -66,7 +66,7 @@ class Ensemble:
 
 
 class Adam:
-    """Adam (Kingma and Ba, 2015) on an ensemble's matrix, with a rate for every column.
+    """Adam (Kingma and Ba, 2015) on an ensemble's matrix, with a rate for every column, or every column of every copy.
 
     Elementwise, so copies do not see each other. torch.optim.Adam does the same arithmetic, but for matrices of a few
     hundred numbers its bookkeeping takes longer than the layer's forward pass.
@@ -79,7 +79,7 @@ class Adam:
 
     @torch.no_grad()
     def step(self, rates: Tensor) -> None:
-        """One update along `ensemble.gradient` with these rates (P,)."""
+        """One update along `ensemble.gradient` with these rates, (P,) or (S, P)."""
         self.steps += 1
         (beta1, beta2), gradient = self.betas, self.ensemble.gradient
         self.mean.lerp_(gradient, 1 - beta1)

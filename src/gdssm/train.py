@@ -176,7 +176,7 @@ def training_step(
     """
     ensemble = optimizer.ensemble
     prediction = ensemble(tokens)  # (S, B, d_y)
-    loss = mse_loss(prediction, target.expand_as(prediction), reduction="sum") * (0.5 / target.numel())
+    loss = summed_loss(prediction, target)
     if not math.isfinite(loss.item()):
         raise NonFiniteError(f"step {step}: {_first_bad(ensemble, tokens, target, prediction, seeds)}")
     ensemble.differentiate(loss)
@@ -187,6 +187,11 @@ def training_step(
     ensemble.gradient.renorm_(2, 0, clip)  # row by row
     optimizer.step(rates)
     return Step(prediction.detach(), target, norms)
+
+
+def summed_loss(prediction: Tensor, target: Tensor) -> Tensor:
+    """The sum over copies of 0.5 |target - prediction|^2 / d_y, mean over tasks: (S, B, d_y), (B, d_y) -> scalar."""
+    return mse_loss(prediction, target.expand_as(prediction), reduction="sum") * (0.5 / target.numel())
 
 
 def _first_bad(ensemble: Ensemble, tokens: Tensor, target: Tensor, prediction: Tensor, seeds: Sequence[int]) -> str:
