@@ -15,6 +15,7 @@ SOURCE = Path(gdssm.__file__).parent
 ORDER = [
     {"arguments", "config", "files", "progress", "show", "table"},
     {"records", "storage"},
+    {"blocks"},
     {"ops"},
     {"tasks", "theory"},
     {"settings"},
