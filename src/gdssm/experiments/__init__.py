@@ -21,6 +21,7 @@ from .jobs import Job, run_jobs
 
 EXPERIMENTS = {
     "one-step": ("one_step", "does a randomly initialised layer become one step of gradient descent?"),
+    "baselines": ("baselines", "which other architectures become it, with and without the window, in one and two layers?"),
 }
 PRESETS = ("quick", "paper")
 MOST_SEEDS = 10_000
