@@ -33,6 +33,7 @@ ORDER = [
     {"metrics"},
     {"checkpoint"},
     {"figures", "heatmaps"},
+    {"charts"},
     {"interactive"},
     {"report"},
     {"experiments"},
@@ -43,7 +44,7 @@ ORDER = [
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 LAST = len(ORDER)
-OWNERS = {"matplotlib": {"figures"}, "transformers": {"hf"}, "treescope": {"show"}, "IPython": {"show"}}
+OWNERS = {"matplotlib": {"charts", "figures"}, "transformers": {"hf"}, "treescope": {"show"}, "IPython": {"show"}}
 
 
 def exists(name):
