@@ -33,7 +33,9 @@ ORDER = [
     {"metrics"},
     {"checkpoint"},
     {"figures", "heatmaps"},
-    {"interactive"},
+    {"charts", "interactive"},
+    {"report_parts"},
+    {"report_blocks", "verdicts"},
     {"report"},
     {"experiments"},
     {"runs"},
@@ -43,7 +45,7 @@ ORDER = [
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 LAST = len(ORDER)
-OWNERS = {"matplotlib": {"figures"}, "transformers": {"hf"}, "treescope": {"show"}, "IPython": {"show"}}
+OWNERS = {"matplotlib": {"charts", "figures"}, "transformers": {"hf"}, "treescope": {"show"}, "IPython": {"show"}}
 
 
 def exists(name):

@@ -10,9 +10,11 @@ from html import unescape
 import numpy as np
 import pytest
 
-from gdssm import cli, report
+from gdssm import cli
 from gdssm.records import ReportError, parse_results
-from gdssm.report import plain_name, summary_table, verdict, write_report
+from gdssm.report import summary_table, write_report
+from gdssm.report_parts import PLAIN, plain_name
+from gdssm.verdicts import verdict
 from recorded import HOSTILE, Page, claim, make_record, make_results, make_variant, save
 
 
@@ -230,7 +232,7 @@ def test_plain_names():
     assert plain_name("success_rate") == "share of random layers that became gradient descent"
     assert plain_name("full_decay_loss_ratio") == f"{plain_name('loss_ratio')} (full decay)"
     assert plain_name("loss_ratio_full_decay") == f"{plain_name('loss_ratio')} (full decay)"
-    assert len({plain_name(name) for name in report.PLAIN}) == len(report.PLAIN)
+    assert len({plain_name(name) for name in PLAIN}) == len(PLAIN)
     assert plain_name("rates_of") == "rates of"  # not "rate"
     assert plain_name("learned & fast") == "learned & fast"
 

@@ -8,6 +8,7 @@ of one line. Lists are taken for tuples, and numbers of any type (also NumPy's) 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from statistics import median
 from typing import Any
 
@@ -83,7 +84,7 @@ class Series:
         if self.low is not None and self.high is not None:
             if any(low > high for low, high in zip(self.low, self.high, strict=True)):
                 raise ConfigError(f"low of series {shown(self.label)} lies above high somewhere")
-            if any(left >= right for left, right in zip(self.x, self.x[1:], strict=False)):
+            if any(left >= right for left, right in pairwise(self.x)):
                 raise ConfigError(f"x of series {shown(self.label)} must ascend where it has a spread")
 
 

@@ -1,4 +1,4 @@
-"""The figures of the report, each drawn from one saved record and nothing else. The only module that imports matplotlib.
+"""The figures of the report, each drawn from one saved record and nothing else. With charts.py the only one to import matplotlib.
 
 Axes: S seeds, E evaluations, D features. A variant is one entry of a record's "variants": series are (S, E), trained weights
 carry a leading S. A new figure is a function of a variant and one line in PLOTS.
@@ -205,13 +205,15 @@ def draw_spread(axes: Axes, steps: list[int], values: Array, colour: str) -> Non
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
 
 
-def logarithmic(axes: Axes, shown: Any) -> None:
-    """A logarithmic y axis with few plain labels; 2 and 5 are labelled too where it spans less than two decades."""
-    axes.set_yscale("log")
+def logarithmic(axes: Axes, shown: Any, which: str = "y") -> None:
+    """A logarithmic axis with few plain labels: decades; below two decades 2 and 5 as well; within half a one, even steps."""
+    (axes.set_yscale if which == "y" else axes.set_xscale)("log")
+    axis = axes.yaxis if which == "y" else axes.xaxis
     decades = np.log10(np.max(shown) / np.min(shown))
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if decades < 2 else (1.0,), numticks=8))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_locator(NullLocator())
+    subs = (1.0, 2.0, 5.0) if decades < 2 else (1.0,)
+    axis.set_major_locator(MaxNLocator(nbins=5, steps=(1, 2, 5, 10)) if decades < 0.7 else LogLocator(subs=subs, numticks=8))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.10g}"))
+    axis.set_minor_locator(NullLocator())
 
 
 def at_the_end(axes: Axes, height: float, text: str) -> None:

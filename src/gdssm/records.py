@@ -95,8 +95,8 @@ def read_experiment(path: Path) -> Experiment:
     results = parse_results(content, str(results_path))
     if not isinstance(content.get("environment"), dict):
         raise ReportError(f"{results_path}: environment must be an object")
-    record = read_json(record_path)
-    shape = {"title": str, "question": str, "settings": dict, "variants": list}
+    record: dict[str, Any] = {"variants": [], "blocks": []} | read_json(record_path)
+    shape = {"title": str, "question": str, "settings": dict, "variants": list, "blocks": list}
     for key, kind in shape.items():
         if not isinstance(record.get(key), kind):
             raise ReportError(f"{record_path}: {key} must be of type {kind.__name__}, got {record.get(key)!r:.80}")

@@ -6,38 +6,24 @@ Made from saved records, never from a live run; the same records give the same b
 import base64
 import contextlib
 import hashlib
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from html import escape
 from importlib import resources
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from .config import counted, one_line
+from .blocks import Block, from_records
+from .config import one_line
 from .interactive import view
-from .records import FILES, KINDS, Claim, Experiment, ReportError, Results, number, parse_results, read_experiments
+from .records import FILES, Experiment, ReportError, number, parse_results, read_experiments
+from .report_blocks import block_html
+from .report_parts import answer, claims_table, final_values, pairs_table, plots
+from .verdicts import about, asks_about_gradient_descent, opening, overview, verdict
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-GOALS = {"one-step": "one step of gradient descent"}
-PLAIN = {
-    "loss_ratio": "loss, over that of one gradient-descent step on the same tasks",
-    "sensitivity_cosine": "cosine between the layer's implicit weights and gradient descent's",
-    "sensitivity_difference": "distance between the layer's implicit weights and gradient descent's",
-    "prediction_difference": "distance between the layer's predictions and gradient descent's",
-    "off_construction": "largest weight where the construction has 0, over the largest of its matrix",
-    "success_rate": "share of random layers that became gradient descent",
-    "success_rate_lower_95": "that share's lower end of the 95 % interval",
-    "construction_is_gradient_descent": "constructed layer against gradient descent, relative difference of predictions",
-    "gd_loss_over_closed_form": "loss of one gradient-descent step on these tasks, over its closed form",
-    "rate_spread": "how far the learned rates of the features differ, over their mean",
-    "rate": "learned rate per summed example",
-    "decay_gap": "largest 1 - Λ: what is forgotten per example",
-}
 
 
 def write_report(directory: Path, out: Path | None = None) -> Path:
@@ -86,94 +72,26 @@ def summary_table(results: Mapping[str, Any]) -> "Table":
     return table
 
 
-def answer(holds: bool) -> str:
-    """A sign and a word, so that no colour is needed."""
-    return "✓ yes" if holds else "✗ no"
-
-
-def about(results: Results) -> str:
-    """What was run, e.g. "one-step, preset quick, 20 seeds"."""
-    preset = f", preset {results.preset}" if results.preset else ""
-    return f"{results.experiment}{preset}, {counted(len(results.seeds), 'seed')}"
-
-
-def plain_name(name: str) -> str:
-    """A claim's name in words; what stands before or after a known name goes in brackets."""
-    for known in sorted(PLAIN, key=len, reverse=True):
-        before, found, after = f"_{name}_".partition(f"_{known}_")
-        if found:
-            rest = f"{before} {after}".replace("_", " ").strip()
-            return f"{PLAIN[known]} ({rest})" if rest else PLAIN[known]
-    return name.replace("_", " ")
-
-
-def successes(rate: float, seeds: int, goal: str) -> str:
-    """How many random layers became goal: a count and the rate's interval, or a share where the rate is not one over seeds."""
-    from .analysis import wilson_interval  # imports torch
-
-    count = round(rate * seeds)
-    if seeds == 0 or not 0 <= count <= seeds or abs(rate * seeds - count) > 1e-3:
-        return f"{100 * rate:.3g} % of the random layers became {goal}"
-    low, high = wilson_interval(count, seeds)
-    interval = f"95 % interval of the rate: {100 * low:.0f} to {100 * high:.0f} %"
-    return f"{count} of {counted(seeds, 'random layer')} became {goal} ({interval})"
-
-
-def verdict(results: Results, variants: Sequence[Mapping[str, Any]] = ()) -> str:
-    """One line that answers whether it became gradient descent.
-
-    Yes: every identity and replication holds. The count comes from success_rate and the seeds, where both are there.
-    Without claims there is no yes or no, only what the variants of the record measured.
-    """
-    if not results.claims:
-        return measured(variants)
-    failed = [claim for claim in results.claims if not claim.holds]
-    required = [claim for claim in failed if claim.kind != "hypothesis"]
-    rates = [claim.value for claim in results.claims if claim.name == "success_rate"]
-    opening = "Yes"
-    if required:
-        opening = "Not entirely" if any(rates) else "No"
-    if rates:
-        goal = GOALS.get(results.experiment, "gradient descent")
-        line = f"{opening}: {successes(rates[0], len(results.seeds), goal)}"
-    else:
-        line = f"{opening}: {len(results.claims) - len(failed)} of {counted(len(results.claims), 'claim')} hold"
-    for kind, names in (
-        ("claim", [claim.name for claim in required]),
-        ("hypothesis", [claim.name for claim in failed if claim not in required]),
-    ):
-        if names:
-            several = {"claim": "claims", "hypothesis": "hypotheses"}[kind]
-            shown = f"{kind} does" if len(names) == 1 else f"{several} do"
-            line += f"; {len(names)} {shown} not hold: {', '.join(names)}"
-    return line + "."
-
-
-def measured(variants: Sequence[Mapping[str, Any]]) -> str:
-    """The last loss over that of one step of gradient descent and the last cosine, of each variant's worst seed."""
-    lines = []
-    for variant in variants:
-        if not {"loss", "gd_loss", "sensitivity_cosine", "name"} <= variant.keys():
-            continue
-        losses = [row[-1] for row in variant["loss"]]
-        ratio, cosine = max(losses) / variant["gd_loss"], min(row[-1] for row in variant["sensitivity_cosine"])
-        whose = f"worst of {len(losses)} seeds" if len(losses) > 1 else "one seed"
-        name = f"{variant['name']}: " if len(variants) > 1 else ""
-        lines.append(f"{name}Loss {ratio:.5g} times one step of gradient descent, cosine {cosine:.5f} ({whose}).")
-    return " ".join(lines) or "No claims were tested, and the record has no loss and cosine to compare with gradient descent."
-
-
 def render(experiments: Sequence[Experiment]) -> str:
-    """The page. ReportError where a figure cannot be drawn."""
+    """The page. ReportError where a block is malformed or a figure cannot be drawn."""
     views = dict(all_views(experiments))
+    blocks = [from_records(experiment.record["blocks"], str(experiment.record_path)) for experiment in experiments]
     names = ", ".join(experiment.results.experiment for experiment in experiments)
+    openings = [opening(one, guarded(one, None, partial(verdict, one.results, one.record["variants"]))) for one in experiments]
+    several = len(experiments) > 1
+    top = f"{overview(experiments)}\n{contents(experiments, blocks)}" if several else openings[0]
     first = min(views, default=None)
-    top = answers(experiments)
     if first is not None:
         title = f"{experiments[first[0]].results.experiment}, {experiments[first[0]].record['variants'][first[1]]['name']}"
         top += f'\n<h2>What the recurrent state does <span class="note">({escape(title)})</span></h2>\n{views.pop(first)}'
     parts = [
-        section(experiment, f"e{i}", {j: html for (at, j), html in views.items() if at == i})
+        section(
+            experiment,
+            f"e{i}",
+            openings[i] if several else "",
+            blocks[i],
+            {j: html for (at, j), html in views.items() if at == i},
+        )
         for i, experiment in enumerate(experiments)
     ]
     script = asset("report.js") if first is not None else ""
@@ -191,27 +109,6 @@ def render(experiments: Sequence[Experiment]) -> str:
 def asset(name: str) -> str:
     """A file of the package's assets."""
     return resources.files(__package__).joinpath("assets", name).read_text(encoding="utf-8")
-
-
-def answers(experiments: Sequence[Experiment]) -> str:
-    """The verdict; where there are several experiments, how many agree and the verdict of each."""
-    verdicts = [
-        guarded(experiment, None, partial(verdict, experiment.results, experiment.record["variants"])) for experiment in experiments
-    ]
-    question = '<p class="verdict"><strong>Did it become gradient descent?</strong> '
-    if len(experiments) == 1:
-        return f"{question}{escape(verdicts[0])}</p>"
-    tested = [line for line, experiment in zip(verdicts, experiments, strict=True) if experiment.results.claims]
-    agree = sum(line.startswith("Yes") for line in tested)
-    line = "No claims were tested."
-    if tested:
-        opening = "Yes" if agree == len(tested) else "Not entirely" if agree else "No"
-        line = f"{opening}: {agree} of {counted(len(tested), 'experiment')} came out as the theory says."
-    lines = "".join(
-        f'<li><a href="#e{i}">{escape(experiment.results.experiment)}</a>: {escape(line)}</li>\n'
-        for i, (experiment, line) in enumerate(zip(experiments, verdicts, strict=True))
-    )
-    return f"{question}{line}</p>\n<ul>\n{lines}</ul>"
 
 
 def all_views(experiments: Sequence[Experiment]) -> list[tuple[tuple[int, int], str]]:
@@ -240,17 +137,33 @@ def guarded(experiment: Experiment, variant: Mapping[str, Any] | None, make: Cal
         raise ReportError(f"{where} cannot be drawn: {line}") from None
 
 
-def section(experiment: Experiment, anchor: str, views: Mapping[int, str]) -> str:
-    """One experiment: claims, final values, figures, settings, environment; views by the variant's number."""
+def contents(experiments: Sequence[Experiment], blocks: Sequence[Sequence[Block]]) -> str:
+    """Links to the experiments and to what each shows, folded away."""
+    lines = []
+    for i, (experiment, shown) in enumerate(zip(experiments, blocks, strict=True)):
+        parts = [f'<a href="#e{i}b{j}">{escape(block.title)}</a>' for j, block in enumerate(shown)]
+        ending = f": {', '.join(parts)}" if parts else ""
+        lines.append(f'<li><a href="#e{i}">{escape(experiment.record["title"])}</a>{ending}</li>')
+    listed = "\n".join(lines)
+    return f'<nav aria-label="Contents"><details><summary>Contents</summary>\n<ol>\n{listed}\n</ol>\n</details></nav>'
+
+
+def section(experiment: Experiment, anchor: str, opening: str, blocks: Sequence[Block], views: Mapping[int, str]) -> str:
+    """One experiment: opening, claims, blocks, final values, figures, settings, environment; views by the variant's number.
+
+    The question is left out where the opening, here or at the top of the page, asks it.
+    """
     results, record = experiment.results, experiment.record
     parts = [
         f'<section id="{anchor}">',
         f"<h2>{escape(record['title'])}</h2>",
-        f"<p>{escape(record['question'])}</p>",
+        f"<p>{escape(record['question'])}</p>" if asks_about_gradient_descent(experiment) else "",
+        opening,
         f'<p class="note">{escape(f"Experiment {about(results)}.")}</p>',
     ]
     if results.claims:
         parts += ["<h3>Claims</h3>", claims_table(results.claims)]
+    parts += [block_html(block, f"{anchor}b{i}") for i, block in enumerate(blocks)]
     for i, variant in enumerate(record["variants"]):
         parts += [
             f"<h3>Trained layers: {escape(variant['name'])}</h3>",
@@ -261,91 +174,6 @@ def section(experiment: Experiment, anchor: str, views: Mapping[int, str]) -> st
     parts += ["<h3>Settings</h3>", pairs_table(record["settings"], "Settings")]
     parts += ["<h3>Environment</h3>", pairs_table(experiment.environment, "Environment"), "</section>"]
     return "\n".join(part for part in parts if part)
-
-
-def claims_table(claims: Sequence[Claim]) -> str:
-    """Claims with what was measured, wanted and predicted; what a narrow screen must show comes first."""
-    heads = ("claim", "holds", "measured", "target", "predicted", "kind")
-    rows = [
-        [
-            f"{escape(plain_name(claim.name))}<br><code>{escape(claim.name)}</code>",
-            f'<span class="{"yes" if claim.holds else "no"}">{answer(claim.holds)}</span>',
-            number(claim.value),
-            claim.wanted,
-            number(claim.predicted),
-            f'<abbr title="{KINDS[claim.kind]}">{claim.kind}</abbr>',
-        ]
-        for claim in claims
-    ]
-    kinds = "; ".join(f"{kind}: {meaning}" for kind, meaning in KINDS.items())
-    return table("Claims", heads, rows, numeric=(2, 3, 4)) + f'\n<p class="note">{escape(kinds)}.</p>'
-
-
-def final_values(variant: Mapping[str, Any]) -> str:
-    """The last values of the variant's series over the seeds: what the figures show, as text. Empty without series."""
-    names = {
-        "loss": "loss per output",
-        "sensitivity_cosine": "sensitivity cosine",
-        "sensitivity_difference": "sensitivity difference",
-        "prediction_difference": "prediction difference",
-    }
-    ends = {name: [row[-1] for row in variant[key]] for key, name in names.items() if key in variant}
-    if "rate" in variant:
-        ends["learned rate per summed example"] = variant["rate"]
-    rows = [[name, *(number(value) for value in (median(end), min(end), max(end)))] for name, end in ends.items()]
-    if "loss" in variant and "gd_loss" in variant:
-        ratios = [value / variant["gd_loss"] for value in ends["loss per output"]]
-        rows.insert(1, ["loss / loss of one step", *(number(value) for value in (median(ratios), min(ratios), max(ratios)))])
-    heads = ("at the last step", "median", "lowest seed", "highest seed")
-    return table(f"Final values, {variant['name']}", heads, rows, numeric=(1, 2, 3)) if rows else ""
-
-
-def pairs_table(values: Mapping[str, Any], label: str) -> str:
-    """Names and values."""
-    return table(label, ("name", "value"), [[escape(str(key)), escape(shown(value))] for key, value in values.items()])
-
-
-def shown(value: object) -> str:
-    """A setting as text: words for truth values, JSON for lists and objects."""
-    if isinstance(value, bool) or value is None:
-        return {True: "yes", False: "no", None: "none"}[value]
-    if isinstance(value, float):
-        return number(value)
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def table(label: str, heads: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[int] = ()) -> str:
-    """A table in a box of its own that scrolls; the cells are HTML."""
-    right = [' class="number"' if i in numeric else "" for i in range(len(heads))]
-    head = "".join(f'<th scope="col"{css}>{escape(text)}</th>' for css, text in zip(right, heads, strict=True))
-    lines = []
-    for first, *rest in rows:
-        cells = "".join(f"<td{css}>{cell}</td>" for css, cell in zip(right[1:], rest, strict=True))
-        lines.append(f'<tr><th scope="row">{first}</th>{cells}</tr>')
-    body = "\n".join(lines)
-    return (
-        f'<div class="scroll" role="region" aria-label="{escape(label)}" tabindex="0"><table>\n'
-        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>"
-    )
-
-
-def plots(variant: Mapping[str, Any], prefix: str) -> str:
-    """The variant's figures with captions. KeyError for a missing part, ReportError where matplotlib is not installed."""
-    try:
-        from .figures import PLOTS, to_svg
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "matplotlib":
-            raise
-        raise ReportError("figures need matplotlib: pip install 'gdssm[report]'") from None
-    made = []
-    for i, plot in enumerate(PLOTS):
-        if plot.key not in variant:
-            continue
-        for key in plot.needs:
-            _ = variant[key]
-        svg = to_svg(plot.draw(variant), f"{prefix}f{i}", plot.describe(variant))
-        made.append(f'<figure>\n<div class="card">{svg}</div>\n<figcaption>{escape(plot.caption(variant))}</figcaption>\n</figure>')
-    return '<div class="figures">\n' + "\n".join(made) + "\n</div>" if made else ""
 
 
 PAGE = """<!DOCTYPE html>
