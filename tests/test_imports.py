@@ -25,6 +25,7 @@ ORDER = [
     {"models", "learners", "baselines"},
     {"construct", "tokens", "ensemble", "saving"},
     {"train", "predict"},
+    {"copies"},
     {"predicted"},
     {"analysis"},
     {"views"},
