@@ -26,6 +26,7 @@ ORDER = [
     {"models", "learners", "baselines"},
     {"construct", "tokens", "ensemble", "saving"},
     {"train", "predict"},
+    {"copies"},
     {"predicted"},
     {"analysis"},
     {"views"},

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..weights import check_size
 from .front import FrontState, WindowFront
-from .layer import SequenceLayer, affine, check_tokens, last_of, reading
+from .layer import SequenceLayer, affine, check_some, check_tokens, reading
 
 StackState = tuple[FrontState | Tensor, ...]
 
@@ -108,21 +108,11 @@ class Stack(nn.Module):
     @ops.full_precision
     def forward(self, tokens: Tensor, state: StackState | None = None, lengths: Tensor | None = None) -> tuple[Tensor, StackState]:
         """Errors as SequenceLayer's; ValueError for a state of another number of parts."""
-        check_tokens(tokens, self.d_model)
         parts = len(self.layers) + (self.front is not None)
         before: Sequence[Any] = [None] * parts if state is None else state
         if len(before) != parts:
             raise ValueError(f"state has {len(before)} parts, this stack has {parts}")
-        h = tokens.to(ops.compute_dtype(tokens, *self.parameters()))
-        after: list[FrontState | Tensor] = []
-        if self.front is None:
-            read = reading(lengths, tokens)
-            if read is not None:
-                h = h.masked_fill(~read, 0)
-        else:
-            h, read, new = self.front.windows(h, before[0], lengths)
-            after.append(new)
-        h = h if self.w_in is None else affine(h, self.w_in)
+        h, read, after = self._read(tokens, before[0], lengths)
         for layer, own in zip(self._parts(), before[len(after) :], strict=True):
             out, z = layer.masked(h, own, read)
             h = h + out if self.residual else out
@@ -130,9 +120,34 @@ class Stack(nn.Module):
         h = h if self.w_out is None else affine(h, self.w_out)
         return h.to(tokens.dtype), tuple(after)
 
+    def _read(
+        self, tokens: Tensor, state: FrontState | None, lengths: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, list[FrontState | Tensor]]:
+        """What the first layer reads, which of it is read, and the front's state where there is one."""
+        check_tokens(tokens, self.d_model)
+        h = tokens.to(ops.compute_dtype(tokens, *self.parameters()))
+        after: list[FrontState | Tensor] = []
+        if self.front is None:
+            read = reading(lengths, tokens)
+            if read is not None:
+                h = h.masked_fill(~read, 0)
+        else:
+            h, read, new = self.front.windows(h, state, lengths)
+            after.append(new)
+        return (h if self.w_in is None else affine(h, self.w_in)), read, after
+
+    @ops.full_precision
     def last(self, tokens: Tensor) -> Tensor:
-        """The last window's output, (B, D_out)."""
-        return last_of(self(tokens)[0])
+        """The last window's output, (B, D_out): the last layer gives no other. ValueError where there is none."""
+        h, _, _ = self._read(tokens, None, None)
+        check_some(h)
+        *inner, top = self._parts()
+        for layer in inner:
+            out, _ = layer.masked(h, None, None)
+            h = h + out if self.residual else out
+        out = top.final(h)
+        h = h[:, -1] + out if self.residual else out
+        return (h if self.w_out is None else affine(h, self.w_out)).to(tokens.dtype)
 
 
 class LastOutput(nn.Module):

@@ -28,7 +28,7 @@ from torch.nn.functional import logsigmoid, normalize
 from ..weights import check_size
 from .layer import SequenceLayer
 from .linear_attention import heads_of, sum_heads
-from .recurrences import attention
+from .recurrences import attend_last, attention
 
 GATES = ("row", "head", "none")
 
@@ -112,11 +112,18 @@ class GatedLinearAttention(SequenceLayer):
                 bias.zero_()
 
     def scan(self, tokens: Tensor, state: Tensor, read: Tensor | None) -> tuple[Tensor, Tensor]:
-        q, k, v = (heads_of(tokens, weight) for weight in (self.w_q, self.w_k, self.w_v))
-        if self.normalize_keys:
-            q, k = normalize(q, dim=-1), normalize(k, dim=-1)
+        q, k, v = self._unit(heads_of(tokens, self.w_q)), self._unit(heads_of(tokens, self.w_k)), heads_of(tokens, self.w_v)
         o, z = attention(q, k, v, state, self._log_decay(tokens, read), self._beta(tokens))
         return sum_heads(o, self.c), z
+
+    def final(self, tokens: Tensor) -> Tensor:
+        q, k = self._unit(heads_of(tokens[:, -1:], self.w_q)), self._unit(heads_of(tokens, self.w_k))
+        o = attend_last(q, k, heads_of(tokens, self.w_v), self._log_decay(tokens, None), self._beta(tokens))
+        return sum_heads(o, self.c)[:, 0]
+
+    def _unit(self, vectors: Tensor) -> Tensor:
+        """Keys or queries, of length 1 where they are to be."""
+        return normalize(vectors, dim=-1) if self.normalize_keys else vectors
 
     def _log_decay(self, tokens: Tensor, read: Tensor | None) -> Tensor | None:
         """log Lambda_t, (B, H, T, I or 1); 0 where a token is not read."""

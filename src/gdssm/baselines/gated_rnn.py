@@ -103,14 +103,24 @@ class GatedRNN(SequenceLayer):
             self.f.zero_()
 
     def scan(self, tokens: Tensor, state: Tensor, read: Tensor | None) -> tuple[Tensor, Tensor]:
+        z, last = self._states(tokens, state, read)
+        return self._outputs(z, tokens), last
+
+    def final(self, tokens: Tensor) -> Tensor:
+        z = self._states(tokens, self._zero_state(tokens.shape[0], tokens.dtype), None)[1]
+        return self._outputs(z, tokens[:, -1])
+
+    def _states(self, tokens: Tensor, state: Tensor, read: Tensor | None) -> tuple[Tensor, Tensor]:
         m = affine(tokens, self.w_1, self.b_1) * affine(tokens, self.w_2, self.b_2)
-        a = (-self.log_rate.to(tokens.dtype).exp()).exp().expand(m.shape)
+        a = (-self.log_rate.to(tokens.dtype).exp()).exp()
         if read is not None:  # biases make something of a zero token
-            m, a = m.masked_fill(~read, 0), a.masked_fill(~read, 1)
-        z, last = diagonal(a, m, state)
+            m, a = m.masked_fill(~read, 0), a.expand(m.shape).masked_fill(~read, 1)
+        return diagonal(a, m, state)
+
+    def _outputs(self, z: Tensor, tokens: Tensor) -> Tensor:
         g = affine(z, self.u_1) * affine(z if self.readout == "state" else tokens, self.u_2)
         out = affine(g, self.c)
-        return (out if self.f is None else out + affine(tokens, self.f)), last
+        return out if self.f is None else out + affine(tokens, self.f)
 
 
 @torch.no_grad()

@@ -47,6 +47,13 @@ class SequenceLayer(nn.Module, ABC):
         may be anything. None: every token is read.
         """
 
+    def final(self, tokens: Tensor) -> Tensor:
+        """The last output (B, D_out) of `scan` from a zero state on tokens (B, T, D), T >= 1, all of them read.
+
+        A subclass may give a form that leaves the other outputs out; it is what training on last outputs spends its time in.
+        """
+        return self.scan(tokens, self._zero_state(tokens.shape[0], tokens.dtype), None)[0][:, -1]
+
     def init_state(self, batch_size: int) -> Tensor:
         """The state before any token."""
         check_size("batch_size", batch_size)
@@ -79,9 +86,12 @@ class SequenceLayer(nn.Module, ABC):
         out, after = self.scan(tokens, state.to(tokens.dtype), read)
         return out if read is None else out.masked_fill(~read, 0), after
 
+    @ops.full_precision
     def last(self, tokens: Tensor) -> Tensor:
-        """The last token's output, (B, D_out)."""
-        return last_of(self(tokens)[0])
+        """The last token's output, (B, D_out); errors as forward's, ValueError where there are no tokens."""
+        check_tokens(tokens, self.d_model)
+        check_some(tokens)
+        return self.final(tokens.to(ops.compute_dtype(tokens, *self.parameters()))).to(tokens.dtype)
 
     def extra_repr(self) -> str:
         return f"{self.d_model}, d_out={self.d_out}, state_size={self.state_size}"
@@ -108,11 +118,10 @@ def reading(lengths: Tensor | None, tokens: Tensor) -> Tensor | None:
     return (torch.arange(tokens.shape[1]) < checked[:, None])[..., None].to(tokens.device)
 
 
-def last_of(outputs: Tensor) -> Tensor:
-    """The last output, (B, D_out); ValueError where there is none."""
-    if outputs.shape[1] == 0:
+def check_some(tokens: Tensor) -> None:
+    """ValueError where there are no tokens or windows (B, T, D) to give an output."""
+    if tokens.shape[1] == 0:
         raise ValueError("tokens: no output ends in them, so there is no last one")
-    return outputs[:, -1]
 
 
 def affine(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..weights import check_size
 from .layer import SequenceLayer
-from .recurrences import attention
+from .recurrences import attend_last, attention
 
 
 class LinearAttention(SequenceLayer):
@@ -62,6 +62,10 @@ class LinearAttention(SequenceLayer):
         q, k, v = (heads_of(tokens, weight) for weight in (self.w_q, self.w_k, self.w_v))
         o, z = attention(q, k, v, state)
         return sum_heads(o, self.c), z
+
+    def final(self, tokens: Tensor) -> Tensor:
+        k, v = heads_of(tokens, self.w_k), heads_of(tokens, self.w_v)
+        return sum_heads(attend_last(heads_of(tokens[:, -1:], self.w_q), k, v), self.c)[:, 0]
 
 
 def heads_of(tokens: Tensor, weight: Tensor) -> Tensor:

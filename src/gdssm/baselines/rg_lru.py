@@ -65,10 +65,20 @@ class RGLRU(SequenceLayer):
         self.theta.copy_((-0.5 * rate.log() / self.factor).expm1().log())  # the inverse of softplus
 
     def scan(self, tokens: Tensor, state: Tensor, read: Tensor | None) -> tuple[Tensor, Tensor]:
+        z, last = self._states(tokens, state, read)
+        return self._gated(z, tokens), last
+
+    def final(self, tokens: Tensor) -> Tensor:
+        z = self._states(tokens, self._zero_state(tokens.shape[0], tokens.dtype), None)[1]
+        return self._gated(z, tokens[:, -1])
+
+    def _gated(self, z: Tensor, tokens: Tensor) -> Tensor:
+        return z if self.w_o is None else gelu(affine(tokens, self.w_o)) * z
+
+    def _states(self, tokens: Tensor, state: Tensor, read: Tensor | None) -> tuple[Tensor, Tensor]:
         r, i = affine(tokens, self.w_r, self.b_r).sigmoid(), affine(tokens, self.w_i, self.b_i).sigmoid()
         log = -self.factor * softplus(self.theta.to(tokens.dtype)) * r
         # 1 - exp(2 log) without cancellation; a gate shut until it underflows would make the root's gradient 0 / 0
         below = log.clamp(max=-torch.finfo(log.dtype).tiny)
         m = (-(2 * below).expm1()).sqrt() * i * tokens
-        z, last = diagonal(skip_unread(log, read, 0).exp(), m, state)
-        return (z if self.w_o is None else gelu(affine(tokens, self.w_o)) * z), last
+        return diagonal(skip_unread(log, read, 0).exp(), m, state)

@@ -95,14 +95,22 @@ class S5(SequenceLayer):
         return zero_order_hold(self.log_rate.to(dtype).exp(), self.angle.to(dtype), self.log_step.to(dtype).exp())
 
     def scan(self, tokens: Tensor, state: Tensor, read: Tensor | None) -> tuple[Tensor, Tensor]:
+        z, last = self._states(tokens, state, read)
+        return self._outputs(z, tokens), torch.stack([last.real, last.imag], dim=-1)
+
+    def final(self, tokens: Tensor) -> Tensor:
+        z = self._states(tokens, self._zero_state(tokens.shape[0], tokens.dtype), None)[1]
+        return self._outputs(z, tokens[:, -1])
+
+    def _states(self, tokens: Tensor, state: Tensor, read: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Z at every token (B, T, P) and the last one (B, P), complex."""
         decay, gain = self.discretized(tokens.dtype)
         m = gain * torch.complex(affine(tokens, self.b[0]), affine(tokens, self.b[1]))  # (B, T, P)
-        a = skip_unread(decay.expand(m.shape), read, 1)
-        z, last = diagonal(a, m, torch.complex(state[..., 0], state[..., 1]))
-        o = 2 * (affine(z.real, self.c[0]) - affine(z.imag, self.c[1])) + self.f.to(tokens.dtype) * tokens
-        return self._gated(o, tokens), torch.stack([last.real, last.imag], dim=-1)
+        a = decay if read is None else skip_unread(decay.expand(m.shape), read, 1)
+        return diagonal(a, m, torch.complex(state[..., 0], state[..., 1]))
 
-    def _gated(self, o: Tensor, tokens: Tensor) -> Tensor:
+    def _outputs(self, z: Tensor, tokens: Tensor) -> Tensor:
+        o = 2 * (affine(z.real, self.c[0]) - affine(z.imag, self.c[1])) + self.f.to(tokens.dtype) * tokens
         if self.w_gate is None:
             return o
         if self.gate == "input":
