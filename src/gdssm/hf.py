@@ -103,7 +103,7 @@ class TransformersModel(nn.Module, ABC):
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Random weights: transformers' own initialisation, seeded by the generator; projections Gaussian of variance 1 / (numbers read)."""
+        """Random weights: transformers' own, seeded by the generator; projections Gaussian of variance 1 / (numbers read)."""
         if self.front is not None:
             self.front.reset_parameters(generator)
         with torch.random.fork_rng(devices=[], enabled=generator is not None):
@@ -188,14 +188,12 @@ class Mamba(TransformersModel):
     conv_width  taps of the convolution
     others      those of TransformersModel
 
-    The recurrence is computed in float32 at the most precise where transformers' is.
+    transformers rounds parts of the recurrence to float32 whatever the dtype is.
     """
 
     kind = ("mamba", "MambaModel", "MambaConfig")
 
-    def __init__(
-        self, d_tokens: int, d_out: int, *, n_state: int = 16, expand: int = 2, conv_width: int = 4, **sizes: Any
-    ) -> None:
+    def __init__(self, d_tokens: int, d_out: int, *, n_state: int = 16, expand: int = 2, conv_width: int = 4, **sizes: Any) -> None:
         for name, size in {"n_state": n_state, "expand": expand, "conv_width": conv_width}.items():
             check_size(name, size)
         self.n_state, self.expand, self.conv_width = n_state, expand, conv_width
@@ -283,7 +281,7 @@ class Griffin(TransformersModel):
         finally:
             for module in self.model.modules():  # each recurrence leaves its last state, and with it the graph, behind
                 if hasattr(module, "recurrent_states"):
-                    module.recurrent_states = None
+                    setattr(module, "recurrent_states", None)  # noqa: B010  # a name that nn.Module does not declare
 
 
 MODELS: dict[str, Callable[..., TransformersModel]] = {
