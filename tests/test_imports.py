@@ -24,7 +24,7 @@ ORDER = [
     {"layers"},
     {"readouts"},
     {"models", "learners", "baselines"},
-    {"construct", "tokens", "ensemble", "saving"},
+    {"construct", "tokens", "ensemble", "hf", "saving"},
     {"train", "predict"},
     {"copies"},
     {"predicted"},

@@ -10,7 +10,7 @@ Axes: B batch, T tokens, K windows, D features.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -150,13 +150,22 @@ class Stack(nn.Module):
         return (h if self.w_out is None else affine(h, self.w_out)).to(tokens.dtype)
 
 
+class ReadsLast(Protocol):
+    """A sequence model of d_out features that can give its last output alone."""
+
+    d_out: int
+
+    def last(self, tokens: Tensor) -> Tensor:
+        """tokens (B, T, D) -> (B, d_out)."""
+
+
 class LastOutput(nn.Module):
     """A layer or stack read as a predictor, in the form that training calls: module(tokens (B, T, D)) -> (B, d_y).
 
     layer   anything with `last`; its first d_y outputs at the last token are the prediction
     """
 
-    def __init__(self, layer: SequenceLayer | Stack, d_y: int) -> None:
+    def __init__(self, layer: ReadsLast, d_y: int) -> None:
         super().__init__()
         check_size("d_y", d_y)
         if layer.d_out < d_y:
