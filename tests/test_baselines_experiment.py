@@ -1,5 +1,6 @@
 """The baselines comparison: its contenders, ablations, sizes, trainings, and what it says of made-up results."""
 
+import importlib.util
 import json
 import math
 from dataclasses import replace
@@ -7,13 +8,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from gdssm import GDSSM, LinearRegression, experiments, learners, theory
+from gdssm import GDSSM, LinearRegression, cli, experiments, hf, learners, theory
 from gdssm.analysis import squared_loss
 from gdssm.baselines import LastOutput, Stack, parameter_count
 from gdssm.config import ConfigError
 from gdssm.experiments import baselines, comparison
 from gdssm.experiments.ablation import PARTS, Ablated
-from gdssm.experiments.contenders import CONTENDERS, Cell, build, cells, state_size, width_for
+from gdssm.experiments.contenders import Cell, build, cells, state_size, width_for
 from gdssm.models import InContextModel
 from gdssm.settings import TrainConfig
 
@@ -69,15 +70,19 @@ def test_every_cell_predicts_and_counts_its_state(cell):
     assert module(tokens).shape == (4, 3)
     if isinstance(module, InContextModel):
         state = module.layer(tokens)[1]
-        assert state_size(module) == state.z[0].numel() + state.tail[0].numel()
+        assert state_size(module, TASK) == state.z[0].numel() + state.tail[0].numel()
     elif isinstance(module, LastOutput):
         stack = module.layer
+        if isinstance(stack, hf.TransformersModel):
+            assert (stack.n_layers, stack.front is not None) == (cell.layers, cell.inputs == "windows")
+            assert state_size(module, TASK) == stack.state_size(11)
+            return
         assert isinstance(stack, Stack)
         assert len(stack.layers) == cell.layers
         assert stack.residual == (cell.layers > 1)
         parts = stack(tokens)[1]
         kept = [part.tail if hasattr(part, "tail") else part for part in parts]
-        assert state_size(module) == sum(part[0].numel() for part in kept)
+        assert state_size(module, TASK) == sum(part[0].numel() for part in kept)
         assert (stack.front is not None) == (cell.inputs == "windows")
 
 
@@ -163,7 +168,7 @@ def test_what_theory_expects_makes_every_claim_hold():
     assert len(outcome.record["blocks"]) == 4
     text = " ".join(outcome.record["blocks"][0]["paragraphs"])
     assert "linear attention 3 to 1.001" in text
-    assert "On tokens, 2 layers, 0 of 7 architectures reached" in text
+    assert "On tokens, 2 layers, 0 of 10 architectures reached" in text
     assert "GDSSM without input gate 3; GDSSM without output gate 3; GDSSM without decay 1.001" in text
 
 
@@ -201,7 +206,6 @@ def test_a_diverged_seed_counts_as_failed_and_is_shown():
     (row,) = [row for row in table["rows"] if row[:3] == ("linear attention", "pairs", 1)]
     assert "4 of 5 (0.38 to 0.96)" in row
     assert "gradient descent, 1 step (4 of 5)" in row
-    assert all("without" not in name or CONTENDERS[name].layer is None for name in CONTENDERS)
 
 
 def test_steps_to_reach_are_the_first_evaluation_that_did():
@@ -216,3 +220,15 @@ def test_the_whole_experiment_at_toy_size(monkeypatch):
     assert found.seeds == (0, 1)
     assert {claim.name for claim in found.claims if claim.holds} >= {"gated_rnn_construction"}
     assert json.dumps(found.record, allow_nan=False)
+
+
+def test_without_transformers_it_says_what_to_install(monkeypatch, tmp_path, capsys):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "transformers" else find(name, *rest))
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["reproduce", "baselines", "--out", str(tmp_path / "out")])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "gdssm: baselines compares with models of transformers, which is not installed: pip install 'gdssm[hf]'"
+    ]
+    assert not (tmp_path / "out").exists()

@@ -23,7 +23,7 @@ from torch.nn.functional import silu, softplus
 
 from . import ops
 from .baselines import WindowFront
-from .baselines.layer import affine, check_tokens, last_of
+from .baselines.layer import affine, check_some, check_tokens
 from .config import ConfigError, check_choice
 from .weights import check_size
 
@@ -144,7 +144,9 @@ class TransformersModel(nn.Module, ABC):
 
     def last(self, tokens: Tensor) -> Tensor:
         """The last window's output, (B, D_out)."""
-        return last_of(self(tokens))
+        outputs = self(tokens)
+        check_some(outputs)
+        return outputs[:, -1]
 
 
 class SoftmaxAttention(TransformersModel):

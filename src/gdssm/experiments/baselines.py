@@ -4,6 +4,7 @@ Every architecture is trained from random weights on the same tasks with the sam
 the best validation loss counts. Contenders, inputs and widths: contenders.py. What each computes: docs/baselines.md.
 """
 
+import importlib.util
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from .. import learners, theory
 from ..analysis import NonFinitePredictionError, alignment, identify, squared_loss
 from ..baselines import WindowFront, from_gdssm, parameter_count
 from ..blocks import as_records
+from ..config import ConfigError
 from ..copies import train_copies
 from ..ensemble import Ensemble
 from ..layers import GDSSM
@@ -27,7 +29,7 @@ from ..tokens import as_predictor
 from ..views import HELD_OUT_SEED
 from . import Outcome, Sizes, comparison
 from .claims import Claim
-from .contenders import Cell, build, cells, state_size, width_for
+from .contenders import CONTENDERS, Cell, build, cells, state_size, width_for
 from .jobs import Job
 
 TITLE = "Other architectures on the same task"
@@ -70,6 +72,9 @@ PRESETS = {
 
 def jobs(sizes: Preset) -> dict[str, Job]:
     """One job for each cell, and one for the gated RNN's construction."""
+    needs = any(CONTENDERS[cell.architecture].transformers for cell in sizes.cells)
+    if needs and importlib.util.find_spec("transformers") is None:
+        raise ConfigError("baselines compares with models of transformers, which is not installed: pip install 'gdssm[hf]'")
     shared = replace(sizes, cells=())
     return {"construction": Job(construction, (shared,))} | {cell.name: Job(trained, (shared, cell)) for cell in sizes.cells}
 
@@ -203,7 +208,7 @@ class _Training:
         return {
             "width": self.width,
             "parameters": parameter_count(modules[0]),
-            "state": state_size(modules[0]),
+            "state": state_size(modules[0], self.task),
             "zero_ratio": self._zero_ratio(),
             "milliseconds": 1000 * seconds / config.steps,
             "validation": [final[rate] for rate in sizes.rates],

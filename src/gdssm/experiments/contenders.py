@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from torch import nn
 
-from .. import baselines
+from .. import baselines, hf
 from ..baselines import SequenceLayer
 from ..config import check_choice
 from ..layers import GDSSM
@@ -28,7 +28,7 @@ INPUTS = {
     "windows": "three tokens at a time and one learned product of them",
     "pairs": "x_k and y_k joined in one token",
 }
-MATCHES = {"parameters": "parameters", "state": "state per layer", "": "no free width"}
+MATCHES = {"parameters": "parameters", "state": "state of a layer", "": "no free width"}
 WIDTHS = range(2, 129)
 
 
@@ -36,13 +36,22 @@ WIDTHS = range(2, 129)
 class Contender:
     """An architecture. layer(width, d_model, d_out) makes one layer; None: see `build`.
 
-    projects  layers have projections of their own, in and out: the width is that of the state alone, and the features
-              between two layers are as many as three tokens have
+    projects      layers have projections of their own, in and out: the width is that of the state alone, and the features
+                  between two layers are as many as three tokens have
+    transformers  a whole model of transformers with blocks of its own; its width is matched by parameters alone
     """
 
     title: str
     layer: Callable[[int, int, int], SequenceLayer] | None = None
     projects: bool = False
+    transformers: bool = False
+
+    @property
+    def matches(self) -> tuple[str, ...]:
+        """What its width can be chosen by."""
+        if self.transformers:
+            return ("parameters",)
+        return () if self.layer is None else ("parameters", "state")
 
 
 def _linear(width: int, d_model: int, d_out: int) -> SequenceLayer:
@@ -51,7 +60,9 @@ def _linear(width: int, d_model: int, d_out: int) -> SequenceLayer:
 
 def _gated(gate: str, delta: bool) -> Callable[[int, int, int], SequenceLayer]:
     def make(width: int, d_model: int, d_out: int) -> SequenceLayer:
-        return baselines.GatedLinearAttention(d_model, d_key=width, d_value=width, d_out=d_out, gate=gate, delta=delta)
+        return baselines.GatedLinearAttention(
+            d_model, d_key=width, d_value=width, d_out=d_out, gate=gate, delta=delta, normalize_keys=False
+        )
 
     return make
 
@@ -65,7 +76,7 @@ def _rg_lru(width: int, d_model: int, d_out: int) -> SequenceLayer:
 
 
 def _gated_rnn(width: int, d_model: int, d_out: int) -> SequenceLayer:
-    return baselines.GatedRNN(d_model, n_state=width, n_products=width, d_out=d_out)
+    return baselines.GatedRNN(d_model, n_state=width, n_products=width, d_out=d_out, readout="input")
 
 
 CONTENDERS = {
@@ -78,6 +89,9 @@ CONTENDERS = {
     "s5_readout": Contender("S5, multiplicative readout", _s5("input")),
     "rg_lru": Contender("RG-LRU (Griffin)", _rg_lru),
     "gated_rnn": Contender("gated RNN", _gated_rnn, projects=True),
+    "softmax_attention": Contender("softmax attention (GPT-2)", transformers=True),
+    "mamba": Contender("Mamba", transformers=True),
+    "griffin": Contender("Griffin", transformers=True),
 }
 
 
@@ -115,18 +129,14 @@ def cells() -> tuple[Cell, ...]:
     """All entries: every architecture with a free width x {tokens, windows} x {1, 2} layers x what is matched."""
     own = [Cell("gdssm"), *(Cell(f"without_{part}") for part in PARTS)]
     pairs = [Cell("linear_attention", "pairs", layers) for layers in (1, 2)]
-    free = [name for name, contender in CONTENDERS.items() if contender.layer is not None]
-    return (
-        *own,
-        *pairs,
-        *(
-            Cell(name, inputs, layers, matched)
-            for name in free
-            for inputs in ("tokens", "windows")
-            for layers in (1, 2)
-            for matched in ("parameters", "state")
-        ),
+    free = (
+        Cell(name, inputs, layers, matched)
+        for name, contender in CONTENDERS.items()
+        for inputs in ("tokens", "windows")
+        for layers in (1, 2)
+        for matched in contender.matches
     )
+    return (*own, *pairs, *free)
 
 
 def build(cell: Cell, task: LinearRegression, width: int | None = None) -> nn.Module:
@@ -138,8 +148,12 @@ def build(cell: Cell, task: LinearRegression, width: int | None = None) -> nn.Mo
     if name.startswith("without_"):
         return Ablated(d, d_y, name.removeprefix("without_"))
     contender = CONTENDERS[name]
-    assert contender.layer is not None
     front = baselines.WindowFront(d, stride=2, products=1) if cell.inputs == "windows" else None
+    if contender.transformers:
+        positions: dict[str, Any] = {"max_tokens": _read(cell, task)} if name == "softmax_attention" else {}
+        model = hf.build(name, d, d_y, d_model=width, n_layers=cell.layers, front=front, **positions)
+        return baselines.LastOutput(model, d_y)
+    assert contender.layer is not None
     given = task.d_x + d_y if cell.inputs == "pairs" else d
     read = given if front is None else front.d_out
     width = given if width is None else width
@@ -150,15 +164,18 @@ def build(cell: Cell, task: LinearRegression, width: int | None = None) -> nn.Mo
     return baselines.LastOutput(baselines.Stack(layers, front=front, d_in=given, d_out=d_y, residual=cell.layers > 1), d_y)
 
 
-def state_size(module: nn.Module) -> int:
-    """Numbers kept per sequence by a module of `build`, the window's last tokens included."""
+def _read(cell: Cell, task: LinearRegression) -> int:
+    """Tokens or windows of one task."""
+    return task.n_examples if cell.inputs == "windows" else 2 * task.n_examples + 1
+
+
+def state_size(module: nn.Module, task: LinearRegression) -> int:
+    """Numbers kept per sequence by a module of `build` at the end of a task, the window's last tokens included."""
     if isinstance(module, InContextModel):
         layer: Any = module.layer
         return int(layer.d_model) ** 2 + (layer.window - 1) * int(layer.d_model)
-    if isinstance(module, baselines.LastOutput):
-        module = module.layer
-    size: Any = module.state_size
-    return int(size)
+    inner: Any = module.layer if isinstance(module, baselines.LastOutput) else module
+    return int(inner.state_size(2 * task.n_examples + 1) if isinstance(inner, hf.TransformersModel) else inner.state_size)
 
 
 def width_for(cell: Cell, task: LinearRegression, parameters: int, state: int) -> int | None:
