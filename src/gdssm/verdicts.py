@@ -144,9 +144,9 @@ def overview(experiments: Sequence[Experiment]) -> str:
     rows = [
         [
             f'<a href="#e{i}">{escape(one.results.experiment)}</a>',
-            f"{mark(one.results)} {outcome(one.results)}",
+            f'<span class="came-out">{mark(one.results)} {outcome(one.results)}</span>',
             f"{sum(claim.holds for claim in one.results.claims)} of {len(one.results.claims)}" if one.results.claims else "none",
-            escape(one.record["question"]),
+            f'<span class="asked">{escape(one.record["question"])}</span>',
             run_time(one.environment.get("seconds")),
         ]
         for i, one in enumerate(experiments)
