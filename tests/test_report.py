@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from gdssm import cli
+from gdssm.blocks import Dots, Row, Table, Text, as_records
 from gdssm.records import ReportError, parse_results
 from gdssm.report import summary_table, write_report
 from gdssm.report_parts import PLAIN, plain_name
-from gdssm.verdicts import verdict
+from gdssm.verdicts import run_time, verdict
 from recorded import HOSTILE, Page, claim, make_record, make_results, make_variant, save
 
 
@@ -215,11 +216,122 @@ def test_several_experiments_are_counted_and_linked(tmp_path):
     assert {"e0", "e1"} <= set(page.ids)
 
 
-def test_without_matplotlib_the_error_says_what_to_install(directory, monkeypatch):
-    monkeypatch.delitem(sys.modules, "gdssm.figures")
+BLOCKS = (
+    Text("How it was done", ("Both were trained.",)),
+    Table("What it costs", ("layer", "loss"), (("a", 0.5), ("b", None))),
+    Dots("Every seed", "loss", (Row("a", (0.5, 0.6)),), "A dot is a seed."),
+)
+
+
+KINDS_OF_ABC = ("identity", "identity", "hypothesis")
+
+
+def blocks_only(**changed):
+    """The record of an experiment that trains nothing: it has no variants at all."""
+    record = make_record(question="Does it <matter>?", blocks=as_records(BLOCKS), **changed)
+    del record["variants"]
+    return record
+
+
+def test_blocks_stand_in_their_order_between_claims_and_settings(tmp_path):
+    claims = [claim("gap", 1.0, 2.0), claim("slope", 3.0, 2.0, holds=False, kind="hypothesis")]
+    save(tmp_path, make_results(experiment="costs", seeds=[], claims=claims), blocks_only(), "costs")
+    text = write_report(tmp_path).read_text()
+    page = Page(text)
+    parts = ["<h3>Claims</h3>", ">How it was done</h3>", ">What it costs</h3>", ">Every seed</h3>", "<h3>Settings</h3>"]
+    places = [text.index(part) for part in parts]
+    assert places == sorted(places)
+    assert "Trained layers" not in text
+    assert "<script" not in text
+    assert "Experiment costs, preset quick.</p>" in text
+    assert {"e0b0", "e0b1", "e0b2"} <= set(page.ids)
+    assert len(page.ids) == len(set(page.ids))
+    assert text.count("<figcaption>") == text.count('role="img" aria-label="') == 1
+    assert page.rows[page.rows.index("layerloss") + 1 :][:2] == ["a0.5", "b\N{EN DASH}"]
+    assert write_report(tmp_path).read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("claims", "wanted"),
+    [
+        ([claim("a", 1.0, 2.0)] * 2, '<span class="yes">✓</span> All 2 claims hold.'),
+        ([claim("a", 1.0, 2.0)], '<span class="yes">✓</span> The one claim holds.'),
+        (
+            [claim("a", 1.0, 2.0), claim("b", 3.0, 2.0, holds=False, kind="hypothesis")],
+            '<span class="open">○</span> 1 of 2 claims hold; 1 hypothesis does not: b.',
+        ),
+        (
+            [claim(name, 3.0, 2.0, holds=False, kind=kind) for name, kind in zip("abc", KINDS_OF_ABC, strict=True)],
+            '<span class="no">✗</span> 0 of 3 claims hold; 2 identities do not: a, b; 1 hypothesis does not: c.',
+        ),
+        ([claim("success_rate", 1.0, 0.5, ">=")], '<span class="yes">✓</span> The one claim holds.'),
+        ([], '<span class="open">○</span> No claims were tested.</p>'),
+    ],
+)
+def test_any_other_experiment_opens_with_its_own_question(tmp_path, claims, wanted):
+    save(tmp_path, make_results(experiment="costs", claims=claims), blocks_only(), "costs")
+    text = write_report(tmp_path).read_text()
+    assert f'<p class="verdict"><strong>Does it &lt;matter&gt;?</strong> {wanted}' in text
+    assert "Did it become gradient descent?" not in text
+    assert text.count("Does it &lt;matter&gt;?") == 1
+
+
+def test_malformed_blocks_are_one_line(tmp_path):
+    path = tmp_path / "costs" / "record.json"
+    for blocks, wanted in (
+        ({}, "blocks must be of type list, got {}"),
+        ([{"kind": "dots"}], "blocks[0].title is missing from Dots"),
+        ([*as_records(BLOCKS), {"kind": "table", "title": "t", "heads": ["a"], "rows": [[]]}], "blocks[3]: rows[0] has 0 cells"),
+    ):
+        save(tmp_path, make_results(experiment="costs"), blocks_only() | {"blocks": blocks}, "costs")
+        with pytest.raises(ReportError) as caught:
+            write_report(tmp_path)
+        assert str(caught.value).startswith(f"{path}: {wanted}")
+        assert not (tmp_path / "report.html").exists()
+
+
+def test_the_overview_of_several_experiments(tmp_path):
+    environment = make_results()["environment"] | {"seconds": 200.0}
+    failing = [claim("a", 3.0, 2.0, holds=False), claim("b", 1.0, 2.0), claim("c", 3.0, 2.0, holds=False, kind="hypothesis")]
+    save(tmp_path, make_results(experiment="costs", claims=failing, environment=environment), blocks_only(), "costs")
+    save(tmp_path, make_results(), make_record(variants=[]))
+    save(tmp_path, make_results(experiment="untested", claims=[], environment={}), blocks_only(), "untested")
+    text = write_report(tmp_path).read_text()
+    page = Page(text)
+    assert page.rows[1:4] == [
+        "costs✗ not as predicted: 1 replication fails, 1 hypothesis fails1 of 3Does it <matter>?3 min 20 s",
+        "one-step✓ as predicted5 of 5Does a trained layer become one step of gradient descent?12 s",
+        "untested○ nothing testednoneDoes it <matter>?unknown",
+    ]
+    links = re.findall(r'<a href="#([^"]*)">', text)
+    assert set(links) == {f"e{i}" for i in range(3)} | {f"e{i}b{j}" for i in (0, 2) for j in range(3)}
+    assert set(links) <= set(page.ids)
+    assert len(page.ids) == len(set(page.ids))
+    assert "Not entirely: 1 of 2 experiments came out as the theory says." in text
+    sections = text.split("<section")[1:]
+    assert "✗</span> 1 of 3 claims hold; 1 replication does not: a; 1 hypothesis does not: c." in sections[0]
+    assert "Did it become gradient descent?</strong> Yes: 5 of 5 random layers" in sections[1]
+
+
+def test_run_times():
+    assert [run_time(seconds) for seconds in (0.2, 59.4, 60, 3599, 3900.0)] == [
+        "under 1 s",
+        "59 s",
+        "1 min 0 s",
+        "59 min 59 s",
+        "1 h 5 min",
+    ]
+    assert [run_time(seconds) for seconds in (None, "3", True, -1)] == ["unknown"] * 4
+
+
+@pytest.mark.parametrize("record", [make_record(), blocks_only()], ids=["variants", "blocks"])
+def test_without_matplotlib_no_figure(tmp_path, monkeypatch, record):
+    save(tmp_path, make_results(), record)
+    for name in ("gdssm.figures", "gdssm.charts"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ReportError, match=re.escape("figures need matplotlib: pip install 'gdssm[report]'")):
-        write_report(directory)
+        write_report(tmp_path)
 
 
 def test_a_hundred_seeds_stay_small(tmp_path):

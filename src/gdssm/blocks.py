@@ -59,7 +59,8 @@ class Table:
 class Series:
     """One curve: y over x, both (P,); low and high, both (P,) or both None, are the ends of its spread.
 
-    Where there is a spread, x ascends. A reference is drawn as a dashed black line without markers.
+    Where there is a spread, x ascends. A reference is a dashed black line without markers; of a single point, a level across
+    the picture.
     """
 
     label: str
@@ -216,9 +217,11 @@ def _check_some(name: str, values: Sequence[Any]) -> None:
 
 
 def _check_distinct(name: str, labels: Sequence[str]) -> None:
+    seen = set()
     for label in labels:
-        if labels.count(label) > 1:
+        if label in seen:
             raise ConfigError(f"{name} holds two with the label {shown(label)}")
+        seen.add(label)
 
 
 def _check_numbers(name: str, values: Iterable[Cell]) -> None:

@@ -161,7 +161,7 @@ def draw_row(axes: Axes, row: Row, height: float, i: int, scale: tuple[float, fl
     above, below = (sum(value > high for value in row.known), sum(value < low for value in row.known))
     missing = len(row.values) - len(row.known)
     margin = axes.get_yaxis_transform()  # x in widths of the axes, y in rows
-    for count, look, x in ((above, ABOVE, BEYOND), (below, BELOW, 0.0), (missing, NONE, MISSING)):
+    for count, look, x in ((above, ABOVE, BEYOND), (below, BELOW, 0.015), (missing, NONE, MISSING)):
         if count:
             axes.plot([x], [height], **look, transform=margin, clip_on=False, zorder=4, label=f"{row.label}: {count}")
         if count > 1:

@@ -117,7 +117,7 @@ def measured(variants: Sequence[Mapping[str, Any]]) -> str:
         whose = f"worst of {len(losses)} seeds" if len(losses) > 1 else "one seed"
         name = f"{variant['name']}: " if len(variants) > 1 else ""
         lines.append(f"{name}Loss {ratio:.5g} times one step of gradient descent, cosine {cosine:.5f} ({whose}).")
-    return " ".join(lines) or "No claims were tested, and the record has no loss and cosine to compare with gradient descent."
+    return " ".join(lines) or "No claims were tested."
 
 
 def opening(experiment: Experiment, line: str) -> str:
@@ -144,9 +144,9 @@ def overview(experiments: Sequence[Experiment]) -> str:
     rows = [
         [
             f'<a href="#e{i}">{escape(one.results.experiment)}</a>',
-            f"{mark(one.results)} {outcome(one.results)}",
+            f'<span class="came-out">{mark(one.results)} {outcome(one.results)}</span>',
             f"{sum(claim.holds for claim in one.results.claims)} of {len(one.results.claims)}" if one.results.claims else "none",
-            escape(one.record["question"]),
+            f'<span class="asked">{escape(one.record["question"])}</span>',
             run_time(one.environment.get("seconds")),
         ]
         for i, one in enumerate(experiments)
