@@ -34,6 +34,8 @@ ORDER = [
     {"figures", "heatmaps"},
     {"interactive"},
     {"report"},
+    {"identification_figures"},
+    {"identification_report"},
     {"experiments"},
     {"runs"},
     {"ready", "sources"},
@@ -42,7 +44,7 @@ ORDER = [
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 LAST = len(ORDER)
-OWNERS = {"matplotlib": {"figures"}, "transformers": {"hf"}, "treescope": {"show"}, "IPython": {"show"}}
+OWNERS = {"matplotlib": {"figures", "identification_figures"}, "transformers": {"hf"}, "treescope": {"show"}, "IPython": {"show"}}
 
 
 def exists(name):

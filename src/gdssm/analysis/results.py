@@ -115,6 +115,20 @@ class Identification:
             return 1.0
         return 1 - (self.best or self.table[0]).distance ** 2
 
+    @property
+    def summary(self) -> str:
+        """The answer with its distance in a few words; of none of these, the nearest."""
+        match = self.best or self.table[0]
+        return f"{'' if self.best else 'none of these; nearest: '}{match} (distance {match.distance:.3g})"
+
+    def relation(self, match: Match) -> str:
+        """What a learner of the table is to the answer: "answer", "the same", "tie", or "" for all others."""
+        if match is self.best:
+            return "answer"
+        if any(match is other for other in self.same):
+            return "the same"
+        return "tie" if any(match is other for other in self.ties) else ""
+
     def closest(self, family: str) -> Match | None:
         """The nearest learner of a family, whether or not it is near; None where none was fitted."""
         return next((match for match in self.table if match.family == family), None)
@@ -177,14 +191,20 @@ class Spread:
     @property
     def counts(self) -> dict[str, int]:
         """How many predictors have which answer, the most frequent first."""
-        return dict(Counter("none of these" if one.best is None else one.best.name for one in self.each).most_common())
+        return dict(Counter(map(_named, self.each)).most_common())
+
+    @property
+    def middle(self) -> int:
+        """Position of the predictor with the middle distance among those with the most frequent answer."""
+        answer = next(iter(self.counts))
+        found = [(one.best or one.table[0], i) for i, one in enumerate(self.each) if _named(one) == answer]
+        order = sorted((match.distance, i) for match, i in found)
+        return order[(len(order) - 1) // 2][1]
 
     @property
     def best(self) -> Match | None:
-        """The most frequent answer, as of the predictor with the middle distance among those that have it."""
-        answer = next(iter(self.counts))
-        matches = sorted((one.best for one in self.each if one.best and one.best.name == answer), key=lambda match: match.distance)
-        return matches[(len(matches) - 1) // 2] if matches else None
+        """The most frequent answer, as of the predictor in the middle."""
+        return self.each[self.middle].best
 
     @property
     def ranges(self) -> dict[str, tuple[float, float, float]]:
@@ -211,6 +231,11 @@ class Spread:
         text = f"{len(self.each)} predictors: " + "; ".join(f"{name} ({count})" for name, count in self.counts.items()) + "."
         ranges = ", ".join(f"{name} {low:.4g} to {high:.4g} (median {mid:.4g})" for name, (low, mid, high) in self.ranges.items())
         return f"{text} With the first answer: {ranges}." if ranges else text
+
+
+def _named(found: Identification) -> str:
+    """The answer in a word or two."""
+    return "none of these" if found.best is None else found.best.name
 
 
 def _capital(text: str) -> str:
