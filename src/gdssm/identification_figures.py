@@ -4,6 +4,7 @@ What a learner is to the answer is told by shape and word as well as by colour. 
 families, or what was fitted.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from statistics import median
 from typing import Any
@@ -38,13 +39,15 @@ def row_name(matches: Sequence[Match]) -> str:
 
 
 def row_relation(spread: Spread, family: str) -> tuple[str, str]:
-    """What a family's nearest learner is to the answer: in one of MARKS' words, and in words for all predictors."""
-    found = [one.relation(match) for one in spread.each for match in one.by_family if match.family == family]
+    """What a family's nearest learner is to the answer, in one of MARKS' words; of several predictors for the one in the middle,
+    and then in words how many have it as what, the most frequent first.
+    """
+    each = [(i, one.relation(match)) for i, one in enumerate(spread.each) for match in one.by_family if match.family == family]
+    word = next((relation for i, relation in each if i == spread.middle), "")
     if len(spread.each) == 1:
-        return found[0], found[0]
-    counts = {word: found.count(word) for word in MARKS if word and word in found}
-    most = max(counts, key=lambda word: counts[word], default="")
-    return most, ", ".join(f"{word} in {count}" for word, count in counts.items())
+        return word, word
+    counts = Counter(relation for _, relation in each if relation)
+    return word, ", ".join(f"{relation} in {count}" for relation, count in counts.most_common())
 
 
 def distance_figure(spread: Spread) -> Figure:
@@ -62,7 +65,9 @@ def distance_figure(spread: Spread) -> Figure:
             axes.text(limit, -0.75, "none of these beyond ", ha="right", va="center", fontsize=8, color=GREY)
         for y, row in enumerate(rows):
             _family(axes, y, row, spread)
-        axes.set_ylim(len(rows) - 0.3, -1.1)
+            if y:
+                axes.axhline(y - 0.68, color="#e4e4e4", linewidth=0.8, zorder=1)  # a name belongs to the mark below it
+        axes.set_ylim(len(rows) - 0.5, -1.1)
         axes.set_yticks([])
         axes.spines["left"].set_visible(False)
         axes.set_xlabel("relative distance of predictions (logarithmic; 0.01 is 1 %)")
@@ -79,11 +84,13 @@ def _family(axes: Axes, y: int, row: Sequence[Match], spread: Spread) -> None:
         axes.plot(distances, [y] * len(distances), "|", color=colour, markersize=8, markeredgewidth=0.9, zorder=3)
     face = colour if word else "white"
     axes.plot([median(distances)], [y], marker, color=colour, markerfacecolor=face, markersize=7.5, markeredgewidth=1.4, zorder=4)
-    place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "va": "center", "fontsize": 9}
+    place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "va": "center", "fontsize": 9.5}
     behind = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
     axes.annotate(row_name(row), (0, y - 0.4), xytext=(0, 0), ha="left", bbox=behind, **place)
     if words:
-        axes.annotate(words, (1, y - 0.4), xytext=(0, 0), ha="right", weight="bold", color=colour, bbox=behind, **place)
+        axes.annotate(
+            words.partition(",")[0], (1, y - 0.4), xytext=(0, 0), ha="right", weight="bold", color=colour, bbox=behind, **place
+        )
 
 
 def _distance_axis(axes: Axes, values: Sequence[float]) -> None:

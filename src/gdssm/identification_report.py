@@ -11,7 +11,7 @@ from statistics import median
 from typing import Any
 
 from .analysis.reading import read_identification
-from .analysis.results import Identification, Match, Spread
+from .analysis.results import Identification, Match, Spread, listed
 from .config import counted, one_line, shown
 from .records import ReportError, read_json
 from .report import PAGE, asset, check_page, pairs_table, save_page, table
@@ -76,7 +76,7 @@ def render(record: Mapping[str, Any]) -> str:
         if isinstance(error, ReportError):
             raise
         raise ReportError(f"cannot be drawn: {one_line(str(error))}") from None
-    question = '<p class="verdict"><strong>Which learner does it run in its context?</strong> '
+    question = '<p class="verdict"><strong>Which learner does this model run in its context?</strong> '
     return PAGE.format(
         title=escape(f"gdssm identify: {found.model}"),
         heading="gdssm identify",
@@ -141,56 +141,62 @@ def _one(model: str, one: Identification) -> str:
     if one.best is None:
         nearest = one.table[0]
         return (
-            f"None of the learners tried. The one nearest to {model}, {nearest}, explains {100 * one.explained:.3g} % of its "
-            f"predictions; {100 * one.share:.3g} % are asked for."
+            f"None of the learners tried: {_numbered(nearest)} is nearest to {model}, and explains {100 * one.explained:.3g} % of "
+            f"its predictions; {100 * one.share:.3g} % are asked for."
         )
     low, high = one.best.interval
-    off = f"by {percent(one.best.distance)}"
+    off = percent(one.best.distance)
     if one.best.distance >= ROUNDING:
         off += f" (95 % interval {100 * low:.2g} to {100 * high:.2g} %)"
     text = (
-        f"{_capital(str(one.best))}. The predictions of {model} differ from that learner's {off}, on {one.tasks[1]} tasks that "
-        "its numbers were not fitted on."
+        f"{model} predicts as {_numbered(one.best)} would: the two differ by {off}, on {one.tasks[1]} tasks that the "
+        "learner was not fitted on."
     )
     if one.ties:
         text += f" These tasks do not tell it from {counted(len(one.ties), 'other learner')}, marked as ties."
     return text
 
 
+def _numbered(match: Match) -> str:
+    return f"{match.name} ({match.fitted})" if match.fitted else match.name
+
+
 def _several(found: Identified) -> str:
     spread = found.spread
     (answer, count), *others = spread.counts.items()
-    text = f"{_capital(answer)}, in {count} of {len(found.names)} seeds of {found.model}"
-    text += "".join(f"; {name} in {number}" for name, number in others) + "."
+    text = f"{count} of {len(found.names)} seeds of {found.model} "
+    if spread.best is None:
+        text += "predict as none of the learners tried"
+    else:
+        text += f"{'predicts' if count == 1 else 'predict'} as {answer} would"
+    text += "".join(f"; {number}: {name}" for name, number in others) + "."
     if "distance" in spread.ranges:
         low, middle, high = spread.ranges["distance"]
-        span = f"{percent(low)} to {percent(high)} (median {percent(middle)})" if low != high else percent(low)
-        text += f" Their predictions differ from that learner's by {span}."
+        span = f"{percent(low)} to {percent(high)} (median {percent(middle)})" if count > 1 else percent(low)
+        text += f" With that answer, the predictions differ by {span}."
     return text
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 def _body(found: Identified) -> str:
     spread, several = found.spread, len(found.names) > 1
-    parts = ["<section>", "<h2>How far it is from each family of learners</h2>"]
-    parts.append(_figures(spread, several))
+    reading = READING.format(share=f"{100 * spread.each[0].share:.3g}")
+    first, *others = _figures(spread, several)
+    parts = ["<section>", f'<div class="panels first">{first}\n<div><h2>How to read it</h2>\n{reading}</div></div>']
     if several:
-        parts += ["<h3>Answers</h3>", _counts_table(spread), "<h3>Seed by seed</h3>", _seeds_table(found)]
-        parts += ["<h3>Families, over all seeds</h3>", _spread_table(spread)]
+        answers = f"<h2>Answers</h2>\n{_counts_table(spread)}"
+        parts.append(f'<div class="panels">{others[0]}\n<div>{answers}</div></div>' if others else answers)
+        parts += ["<h2>Seed by seed</h2>", _seeds_table(found), "<h2>Families, over all seeds</h2>", _spread_table(spread)]
     else:
-        parts += ["<h3>The nearest learner of each family</h3>", _families_table(spread.each[0])]
+        parts += ["<h2>The nearest learner of each family</h2>", _families_table(spread.each[0])]
     if found.depths is not None:
         parts.append(_layers(found.depths, several))
     parts += ["<h2>What was identified</h2>", pairs_table(found.settings, "What was identified")]
-    parts += ["<h2>How to read it</h2>", READING.format(share=f"{100 * spread.each[0].share:.3g}")]
     parts += ["<h2>Environment</h2>", pairs_table(found.environment, "Environment"), "</section>"]
     return "\n".join(parts)
 
 
-def _figures(spread: Spread, several: bool) -> str:
+def _figures(spread: Spread, several: bool) -> list[str]:
+    """The figure of distances, and of several predictors that of their numbers."""
     try:
         from . import identification_figures as figures
         from .figures import to_svg
@@ -198,17 +204,14 @@ def _figures(spread: Spread, several: bool) -> str:
         if (error.name or "").partition(".")[0] != "matplotlib":
             raise
         raise ReportError("the page needs matplotlib: pip install 'gdssm[report]'") from None
-    interval = "Lines run from the lowest to the highest of the seeds, ticks are seeds, marks medians" if several else INTERVAL
-    made = [(figures.distance_figure(spread), figures.describe_distances(spread), f"{DISTANCES} {interval}. {MARKS}")]
+    made = [(figures.distance_figure(spread), figures.describe_distances(spread), f"{DISTANCES} {RANGE if several else INTERVAL}")]
     if several and figures.spread_numbers(spread):
-        answer = next(iter(spread.counts))
-        caption = f"The seeds with the answer {answer}: a point for each, a bar at the median. Points of equal value are set apart."
+        caption = f"The seeds with the answer {next(iter(spread.counts))}: {STRIPS}"
         made.append((figures.spread_figure(spread), figures.describe_spread(spread), caption))
-    drawn = [
+    return [
         f'<figure>\n<div class="card">{to_svg(figure, f"f{i}", label)}</div>\n<figcaption>{escape(caption)}</figcaption>\n</figure>'
         for i, (figure, label, caption) in enumerate(made)
     ]
-    return f'<div class="{"figures" if several else "figure"}">\n' + "\n".join(drawn) + "\n</div>"
 
 
 def _families_table(one: Identification) -> str:
@@ -229,13 +232,13 @@ def _families_table(one: Identification) -> str:
 
 def _relation(one: Identification, match: Match) -> str:
     word = one.relation(match)
-    return f"{SIGNS[word]} {'<strong>' * bool(word)}{word or 'other'}{'</strong>' * bool(word)}"
+    return f'<span class="mark">{SIGNS[word]} {f"<strong>{word}</strong>" if word else "other"}</span>'
 
 
 def _beside(one: Identification) -> str:
     """Every learner that is the same or a tie; the table has only the nearest of each family."""
     lines = [
-        f"<p>{SIGNS[word]} {start}: {escape('; '.join(match.name for match in matches))}.</p>"
+        f"<p>{SIGNS[word]} {start}: {escape(listed(matches))}.</p>"
         for word, start, matches in (("the same", "The same predictions", one.same), ("tie", "Ties", one.ties))
         if matches
     ]
@@ -283,13 +286,20 @@ def _layers(depths: Depths, several: bool) -> str:
         answer = escape(match.name) if one.best else f"none of these; nearest: {escape(match.name)}"
         rows.append([f"{escape(depths.unit)} {count}", answer, f"{match.distance:.3g}", escape(match.fitted)])
     heads = ("after", "predicts as", "distance", "numbers")
-    note = "Everything before and behind it is the same at every depth; the last line is the whole model."
-    return f'{title}\n{table("After each " + depths.unit, heads, rows, numeric=(2,))}\n<p class="note">{note}</p>'
+    return (
+        f'{title}\n<p class="note">{DEPTHS}</p>\n'
+        f'<div class="short">{table("After each " + depths.unit, heads, rows, numeric=(2,))}</div>'
+    )
 
 
 DISTANCES = "The relative distance of its predictions from those of the nearest learner of each family; left is closer."
-INTERVAL = "Lines are 95 % intervals over tasks"
-MARKS = "● answer, ■ the same predictions as the answer, ▲ a tie, ◇ other. Distances below 0.00001 are rounding."
+DEPTHS = (
+    "What the model would predict if it stopped there; all else stays. Only the prediction at the end was asked of it: what a "
+    "trained model holds on the way need not be a learner's."
+)
+INTERVAL = "Lines are 95 % intervals over tasks."
+RANGE = "Lines run from the lowest to the highest of the seeds, small strokes are seeds, marks stand at their medians."
+STRIPS = "a point for each, a bar at the median. Points are set apart in height only to be seen."
 READING = """<ul>
 <li><strong>Distance</strong>: 0 is agreement, 1 is as far as predicting 0 always, 0.01 means predictions that differ by
 1 %. It is measured on tasks that no number was fitted on.</li>

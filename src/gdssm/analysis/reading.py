@@ -89,9 +89,19 @@ def _number(value: Any, where: str) -> float:
 
 
 def _numbers(value: Any, where: str) -> Any:
-    """What was fitted: a finite number, or lists of them."""
+    """What was fitted: a finite number, a list of them, or rows of them for a matrix."""
+    levels = _levels(value, where)
+    if where.endswith(".matrix") and levels != {2}:
+        raise ReportError(f"{where} must be a list of lists of numbers, got {shown(value)}")
+    if not where.endswith(".matrix") and levels not in ({0}, {1}):
+        raise ReportError(f"{where} must be a number or a list of numbers, got {shown(value)}")
+    return value
+
+
+def _levels(value: Any, where: str) -> set[int]:
+    """How many lists each number stands in."""
     if isinstance(value, list):
-        return [_numbers(entry, where) for entry in value]
+        return {level + 1 for entry in value for level in _levels(entry, where)}
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ReportError(f"{where} must hold finite numbers, got {shown(value)}")
-    return value
+    return {0}

@@ -123,11 +123,9 @@ class Identification:
 
     def relation(self, match: Match) -> str:
         """What a learner of the table is to the answer: "answer", "the same", "tie", or "" for all others."""
-        if match is self.best:
-            return "answer"
-        if any(match is other for other in self.same):
-            return "the same"
-        return "tie" if any(match is other for other in self.ties) else ""
+        groups = (("answer", () if self.best is None else (self.best,)), ("the same", self.same), ("tie", self.ties))
+        own = (match.family, match.steps)  # no two learners of a table share these
+        return next((word for word, group in groups if any((one.family, one.steps) == own for one in group)), "")
 
     def closest(self, family: str) -> Match | None:
         """The nearest learner of a family, whether or not it is near; None where none was fitted."""
@@ -169,9 +167,9 @@ class Identification:
             text += f", of implicit weights {self.best.weights_distance:.3g}"
         text += "."
         if self.same:
-            text += f" The same predictions come from {_listed(self.same)}."
+            text += f" The same predictions come from {listed(self.same)}."
         if self.ties:
-            return text + f" These tasks do not tell it from {_listed(self.ties)}."
+            return text + f" These tasks do not tell it from {listed(self.ties)}."
         other = self.rival
         return text if other is None else text + f" The nearest other learner is {other.name}, at {other.distance:.3g}."
 
@@ -242,8 +240,8 @@ def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _listed(matches: tuple[Match, ...]) -> str:
-    """Names, with the step counts of one family in one place."""
+def listed(matches: tuple[Match, ...]) -> str:
+    """Names in words, with the step counts of one family in one place."""
     steps: dict[str, list[int]] = {}
     for match in matches:
         steps.setdefault(match.family, []).extend([] if match.steps is None else [match.steps])
