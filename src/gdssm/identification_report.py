@@ -104,7 +104,11 @@ def read(record: Mapping[str, Any]) -> Identified:
     settings: dict[str, Any] = {"model": parts["model"]}
     if isinstance(record.get("kind"), str):
         settings["kind"] = KINDS.get(record["kind"], record["kind"])
-    settings |= {TASK.get(name, name.replace("_", " ")): value for name, value in parts["task"].items() if name != "n_queries"}
+    settings |= {
+        TASK.get(name, name.replace("_", " ")): value
+        for name, value in parts["task"].items()
+        if name != "n_queries" and value != []
+    }
     settings |= {
         "tasks that the numbers were fitted on": first.tasks[0],
         "tasks that the distances were measured on": first.tasks[1],
@@ -259,7 +263,7 @@ def _seeds_table(found: Identified) -> str:
         low, high = match.interval
         ties = str(len(one.ties))
         rows.append([escape(name), answer, f"{match.distance:.3g}", f"{low:.3g} to {high:.3g}", escape(match.fitted), ties])
-    return table("Seed by seed", heads, rows, numeric=(2, 3, 5))
+    return f'<div class="short">{table("Seed by seed", heads, rows, numeric=(2, 3, 5))}</div>'
 
 
 def _spread_table(spread: Spread) -> str:
@@ -270,7 +274,7 @@ def _spread_table(spread: Spread) -> str:
         word, words = row_relation(spread, row[0].family)
         distances = [match.distance for match in row]
         ends = [f"{value:.3g}" for value in (median(distances), min(distances), max(distances))]
-        rows.append([escape(row_name(row)), f"{SIGNS[word]} {words or 'other'}", *ends])
+        rows.append([escape(row_name(row)), f'<span class="mark">{SIGNS[word]}</span> {words or "other"}', *ends])
     heads = ("nearest learner of the family", "is", "median distance", "lowest seed", "highest seed")
     return table("Families, over all seeds", heads, rows, numeric=(2, 3, 4))
 
