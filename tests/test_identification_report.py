@@ -32,13 +32,13 @@ def with_noise(predictor: Predictor, size: float) -> Predictor:
     return predict
 
 
-def record_of(predictors: dict[str, Predictor], **further: Any) -> dict[str, Any]:
+def record_of(predictors: dict[str, Predictor], task: LinearRegression = TASK, **further: Any) -> dict[str, Any]:
     """identify.json's content for these."""
-    spread = identify(list(predictors.values()), TASK, **OPTIONS)
+    spread = identify(list(predictors.values()), task, **OPTIONS)
     record = {
         "model": "own model",
         "kind": "run",
-        "task": dataclasses.asdict(TASK),
+        "task": dataclasses.asdict(task),
         "seed": 0,
         "max_steps": 3,
         "answers": {name: one.as_record() for name, one in zip(predictors, spread.each, strict=True)},
@@ -72,7 +72,8 @@ def many() -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def tied() -> dict[str, Any]:
     """Ridge so weak that noise hides its difference from least squares."""
-    return record_of({"own model": with_noise(learners.predictor(learners.ridge, alpha=0.01), 0.3)})
+    weak = with_noise(learners.predictor(learners.ridge, alpha=0.008), 0.05)
+    return record_of({"own model": weak}, LinearRegression(4, 3, 30))
 
 
 @pytest.fixture(scope="module")
