@@ -1,23 +1,25 @@
 """How often `gdssm.analysis.identify` names the learner that a predictor is.
 
-    python benchmarks/identify.py [drawn] [scrambled] [shipped] [--seed S] [--jobs J]
+    python benchmarks/identify.py [drawn] [closer] [scrambled] [shipped] [--seed S] [--jobs J] [--count N]
 
 drawn       models drawn over family, k, rates, alpha, d and N, until there are 60 whose nearest rival is 1 % or more away in
             prediction, and 20 with a rival closer than that. Of the former: right answers, errors of the numbers, then the
             same with 1, 5 and 10 % of noise on the predictions. Of the latter, without noise and with 5 %: how often the
             true learner is the answer, or among those listed beside it
+closer      more of those with a rival closer than 1 %, N of them, without noise: how often the true learner is listed, with the
+            95 % Wilson interval, and how many are listed on average
 scrambled   20 predictors that run none of the families
 shipped     the trained models that come with the package
 
 Noise is a function of the input, so that the predictor stays deterministic; its size is relative to the typical prediction,
 the root of the median over tasks of the mean square. A rival is a learner of another family or k that does not contain the
-true one. All parts take about 20 minutes of CPU time.
+true one. All parts take about 30 minutes of CPU time.
 """
 
 import argparse
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
@@ -29,7 +31,7 @@ from torch import Tensor, nn
 
 import gdssm
 from gdssm import Context, LinearRegression, Predictor, as_predictor, construct, learners
-from gdssm.analysis import Identification, Match, identify
+from gdssm.analysis import Identification, Match, identify, wilson_interval
 
 FAMILIES = (
     "gradient_descent",
@@ -46,9 +48,11 @@ FAMILIES = (
     "mean",
     "zero",
 )
+NEVER_CLOSE = ("nearest_neighbours", "mean", "zero")  # their predictions are 10 % and more from those of all others
 NOISE = (0.01, 0.05, 0.1)
 DOUBLE = torch.float64
 RIVAL, FAR, NEAR, MOST = 0.01, 60, 20, 400  # distance that parts the draws, how many of each, draws at most
+CLOSER = 100  # models of the part closer
 
 
 @dataclass(frozen=True)
@@ -116,9 +120,9 @@ class Model:
         return wide.get(self.family, False) or (self.family == "gradient_descent" and k == 1 and match.family == "preconditioned")
 
 
-def draw(rng: np.random.Generator) -> Model:
+def draw(rng: np.random.Generator, families: Sequence[str] = FAMILIES) -> Model:
     """A model of a family drawn uniformly; every second one that can be is a construction with written weights."""
-    family, built = str(rng.choice(FAMILIES)), bool(rng.integers(2))
+    family, built = str(rng.choice(families)), bool(rng.integers(2))
     d, n = int(rng.integers(2, 21)), int(rng.integers(5, 51))
     d_y = d if rng.integers(2) else int(rng.integers(1, d + 1))
     noisy = family == "bayes" or bool(rng.integers(2))
@@ -267,12 +271,12 @@ def outcome(seed: int, index: int, noise: bool) -> Outcome:
     )
 
 
-def drawn(seed: int, jobs: int) -> None:
+def drawn(options: argparse.Namespace) -> None:
     far: list[Outcome] = []
     near: list[Outcome] = []
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        for start in range(0, MOST, 2 * jobs):
-            pending = [pool.submit(outcome, seed, i, len(far) < FAR) for i in range(start, start + 2 * jobs)]
+    with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
+        for start in range(0, MOST, 2 * options.jobs):
+            pending = [pool.submit(outcome, options.seed, i, len(far) < FAR) for i in range(start, start + 2 * options.jobs)]
             for one in (future.result() for future in pending):
                 (far if one.rival >= RIVAL else near).append(one)
                 for level, right in one.right.items():
@@ -296,6 +300,50 @@ def summary(name: str, outcomes: list[Outcome], levels: tuple[float, ...]) -> No
         print(f"{name}, {level:.0%} noise: right {right} of {len(tried)}, true one listed {listed}, {count:.1f} listed on average")
 
 
+def closer_outcome(seed: int, index: int) -> Outcome:
+    """Draw number `index` of those that can have a close rival.
+
+    Without implicit weights, which take no part in the decision.
+    """
+    torch.set_num_threads(1)
+    rng = np.random.default_rng([seed, 3, index])
+    model = draw(rng, [family for family in FAMILIES if family not in NEVER_CLOSE])
+    found = identify(lambda c: model.predictor(c).detach(), model.task, seed=int(rng.integers(10**6)))
+    listed = 0 if found.best is None else 1 + len(found.ties)
+    right, known = is_right(model, found), is_listed(model, found)
+    error = number_error(model, found.best) if found.best is not None and right else 0.0
+    return Outcome(
+        str(model),
+        model.family,
+        rival_distance(model, found),
+        error,
+        {0.0: right},
+        {0.0: known},
+        {0.0: listed},
+        {0.0: str(found)},
+    )
+
+
+def closer(options: argparse.Namespace) -> None:
+    near: list[Outcome] = []
+    index = 0
+    with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
+        while len(near) < options.count:
+            pending = [pool.submit(closer_outcome, options.seed, i) for i in range(index, index + 2 * options.jobs)]
+            index += len(pending)
+            for one in (future.result() for future in pending):
+                if one.rival < RIVAL and len(near) < options.count:
+                    near.append(one)
+                    if not one.right[0.0]:
+                        where = "not the best" if one.listed[0.0] else "NOT LISTED"
+                        print(f"  {where}: {one.label}, rival at {one.rival:.3g}: {one.answer[0.0]}", flush=True)
+    print(f"closer: drawn {index}")
+    summary("closer", near, (0.0,))
+    listed = sum(one.listed[0.0] for one in near)
+    low, high = wilson_interval(listed, len(near))
+    print(f"closer: true one listed {listed} of {len(near)}, 95 % Wilson interval {100 * low:.1f} to {100 * high:.1f} %")
+
+
 class FlatMLP(nn.Module):
     """A random network on the examples and the query, flattened."""
 
@@ -310,7 +358,8 @@ class FlatMLP(nn.Module):
         return self.layers(torch.cat([flat, c.x_query], 2))
 
 
-def scrambled(seed: int, jobs: int) -> None:
+def scrambled(options: argparse.Namespace) -> None:
+    seed = options.seed
     rng, none = np.random.default_rng([seed, 2]), 0
     kinds: list[Callable[[LinearRegression], Predictor]] = [
         lambda task: lambda c: learners.gradient_descent(c.x, c.y.roll(1, 0), c.x_query, lr=5.0, steps=2),
@@ -329,18 +378,24 @@ def scrambled(seed: int, jobs: int) -> None:
     print(f"scrambled: none in {none} of 20", flush=True)
 
 
-def shipped(seed: int, jobs: int) -> None:
+def shipped(options: argparse.Namespace) -> None:
     for name in gdssm.ready_models():
-        print(f"{name}: {identify(as_predictor(gdssm.load(name)), LinearRegression(), seed=seed)}", flush=True)
+        print(f"{name}: {identify(as_predictor(gdssm.load(name)), LinearRegression(), seed=options.seed)}", flush=True)
 
 
-PARTS: dict[str, Callable[[int, int], None]] = {"drawn": drawn, "scrambled": scrambled, "shipped": shipped}
+PARTS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "drawn": drawn,
+    "closer": closer,
+    "scrambled": scrambled,
+    "shipped": shipped,
+}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; all if not given")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1, help="processes for the drawn models")
+    parser.add_argument("--count", type=int, default=CLOSER, help="models of the part closer")
     options = parser.parse_args()
     for part in options.parts:
         if part not in PARTS:
@@ -348,5 +403,5 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     for part in options.parts or PARTS:
         start = time.monotonic()
-        PARTS[part](options.seed, options.jobs)
+        PARTS[part](options)
         print(f"{part}: {time.monotonic() - start:.0f} s", flush=True)

@@ -38,6 +38,8 @@ ORDER = [
     {"report_parts"},
     {"report_blocks", "verdicts"},
     {"report"},
+    {"identification_figures"},
+    {"identification_report"},
     {"experiments"},
     {"runs"},
     {"ready", "sources"},
@@ -46,7 +48,12 @@ ORDER = [
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 LAST = len(ORDER)
-OWNERS = {"matplotlib": {"charts", "figures"}, "transformers": {"hf"}, "treescope": {"show"}, "IPython": {"show"}}
+OWNERS = {
+    "matplotlib": {"charts", "figures", "identification_figures"},
+    "transformers": {"hf"},
+    "treescope": {"show"},
+    "IPython": {"show"},
+}
 
 
 def exists(name):

@@ -147,9 +147,10 @@ def report(path: Path, /, out: Path | None = None) -> int:
     """Make the report again from what was saved; nothing is trained.
 
     Args:
-        path: directory of reproduce or train, also of an unfinished run, or a checkpoint
-        out: file to write; report.html in the directory, or beside the checkpoint, where not given
+        path: directory of reproduce, train or identify, also of an unfinished run, or a checkpoint
+        out: file to write; report.html or identify.html in the directory, or beside the checkpoint, where not given
     """
+    from .records import holds_experiments
     from .report import write_report
 
     if path.is_file() and path.suffix != ".safetensors":
@@ -159,6 +160,11 @@ def report(path: Path, /, out: Path | None = None) -> int:
         from .runs import write_record
 
         path = write_record(path)[0]
+    elif (path / "identify.json").is_file() and not holds_experiments(path):
+        from .identification_report import write_page
+
+        print(f"report: {write_page(path, out)}")
+        return 0
     print(f"report: {write_report(path, out)}")
     return 0
 
@@ -174,12 +180,13 @@ def identify(
     targets: int | None = None,
     examples: int | None = None,
     noise: float | None = None,
+    layers: bool = True,
 ) -> int:
     """Say which explicit learner a model runs in its context: gradient descent, ridge regression and others.
 
     Args:
         model: name of a ready model, model file, directory or checkpoint of a training run, or module:function
-        out: directory for identify.json, made if absent
+        out: directory for identify.json and the page identify.html, made if absent
         tasks: number of tasks, half to fit on, half to score
         seed: seed of the tasks
         max_steps: largest number of steps to try
@@ -187,6 +194,7 @@ def identify(
         targets: target features of a task; as the model was trained, or 10, where not given
         examples: examples in a context; as the model was trained, or 10, where not given
         noise: standard deviation of the noise on the targets; as the model was trained, or 0, where not given
+        layers: of a stack or an iterated readout, say also what it predicts after each layer or iteration
     """
     from .sources import located
 
@@ -204,7 +212,7 @@ def identify(
         _check_directory(out)
     from .identified import run
 
-    print(run(source, sizes, out, tasks=tasks, seed=seed, max_steps=max_steps))
+    print(run(source, sizes, out, tasks=tasks, seed=seed, max_steps=max_steps, layers=layers))
     return 0
 
 

@@ -81,11 +81,20 @@ def read_experiments(directory: Path) -> list[Experiment]:
             raise ReportError(f"{directory}: {'is a file, not a directory' if directory.exists() else 'no such directory'}")
     except OSError as error:  # e.g. a name too long
         raise ReportError(f"{directory}: cannot be read: {error.strerror}") from None
-    inside = sorted({path.parent for name in FILES for path in directory.glob(f"*/{name}")})
-    paths = [directory] * any((directory / name).exists() for name in FILES) + inside
+    paths = _experiments(directory)
     if not paths:
         raise ReportError(f"{directory}: holds no experiment, that is no results.json or NAME/results.json")
     return [read_experiment(path) for path in paths]
+
+
+def _experiments(directory: Path) -> list[Path]:
+    inside = sorted({path.parent for name in FILES for path in directory.glob(f"*/{name}")})
+    return [directory] * any((directory / name).exists() for name in FILES) + inside
+
+
+def holds_experiments(directory: Path) -> bool:
+    """Whether read_experiments has something to read there."""
+    return bool(_experiments(directory))
 
 
 def read_experiment(path: Path) -> Experiment:

@@ -34,9 +34,18 @@ def write_report(directory: Path, out: Path | None = None) -> Path:
     """
     directory = Path(directory)
     path = directory / "report.html" if out is None else Path(out)
+    check_page(path)
+    return save_page(render(read_experiments(directory)), path)
+
+
+def check_page(path: Path) -> None:
+    """ReportError where a page of this name would replace data."""
     if path.name in FILES or path.suffix in (".json", ".jsonl", ".safetensors"):
         raise ReportError(f"{path}: the page would stand where a record or other data belong; it needs another name")
-    page = render(read_experiments(directory))
+
+
+def save_page(page: str, path: Path) -> Path:
+    """Write a page in one move, in a directory that exists, and return its path; ReportError where it cannot be written."""
     unfinished = path.parent / f".{path.name}.{os.getpid()}"
     try:
         if path.is_dir():
@@ -98,6 +107,7 @@ def render(experiments: Sequence[Experiment]) -> str:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return PAGE.format(
         title=escape(f"gdssm: {names}"),
+        heading="gdssm report",
         policy=f"; script-src 'sha256-{digest}'" if script else "",
         style=asset("report.css"),
         top=top,
@@ -187,7 +197,7 @@ PAGE = """<!DOCTYPE html>
 </head>
 <body>
 <header>
-<h1>gdssm report</h1>
+<h1>{heading}</h1>
 {top}
 </header>
 <main>

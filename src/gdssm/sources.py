@@ -1,6 +1,6 @@
 """Predictors named on the command line: ready models, model files, training runs and functions of installed or local modules.
 
-`located` says what a name means, without torch; `predictors` loads it.
+`located` says what a name means, without torch; `models` loads it.
 """
 
 import importlib
@@ -64,17 +64,15 @@ def _kind(path: Path) -> str:
         return ""
 
 
-def predictors(source: Source) -> tuple[dict[str, Predictor], LinearRegression | None]:
-    """Predictors by name, one for each seed of a run, and the tasks they were trained on where that is known.
+def models(source: Source) -> "tuple[dict[str, nn.Module | Predictor], LinearRegression | None]":
+    """Modules of tokens or predictors by name, one for each seed of a run, and their tasks where those are known.
 
     Raises SourceError, StorageError or RunError for what cannot be loaded.
     """
-    from .tokens import as_predictor
-
     if source.kind == "function":
         return {source.name: _function(source.name)}, None
     modules, task = _run(Path(source.name)) if source.kind == "run" else _stored(source)
-    return {name: as_predictor(module.eval()) for name, module in modules.items()}, task
+    return {name: module.eval() for name, module in modules.items()}, task
 
 
 def _stored(source: Source) -> "tuple[dict[str, nn.Module], LinearRegression | None]":
@@ -109,11 +107,9 @@ def _task(notes: Mapping[str, Any]) -> LinearRegression | None:
         return None
 
 
-def _function(name: str) -> Predictor:
-    """The predictor behind module:function: a function of a Context, or one without arguments that gives such a function."""
+def _function(name: str) -> "nn.Module | Predictor":
+    """What stands behind module:function: a predictor, a module of tokens, or what a function without arguments gives."""
     from torch import nn
-
-    from .tokens import as_predictor
 
     module, _, attribute = name.partition(":")
     value = _attribute(module, attribute)
@@ -125,7 +121,7 @@ def _function(name: str) -> Predictor:
                 f"MODEL is {name!r}, which failed with {type(error).__name__}: {one_line(str(error))[:300]}"
             ) from None
     if isinstance(value, nn.Module):
-        return as_predictor(value.eval())
+        return value.eval()
     if not callable(value):
         raise SourceError(
             f"MODEL is {name!r}, which gives a value of type {type(value).__name__}; a function of a Context is needed"

@@ -1,6 +1,7 @@
 """What a predictor does: how it compares with a learner, which learner it is nearest to, and what trained weights mean."""
 
 from .identification import IdentificationError, identify, identify_layers
+from .layers import layer_readouts
 from .metrics import (
     Alignment,
     NonFinitePredictionError,
@@ -26,6 +27,7 @@ __all__ = [
     "compare",
     "identify",
     "identify_layers",
+    "layer_readouts",
     "parameter_match",
     "sensitivity",
     "squared_loss",

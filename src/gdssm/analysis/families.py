@@ -95,10 +95,17 @@ def _neighbours(spectrum: Spectrum, counts: Sequence[int]) -> Iterator[Tensor]:
 def _descent(numbers: Tensor, values: Tensor, steps: int) -> Iterator[Tensor]:
     """f after 1, 2, .. steps with rate c and momentum m, numbers (T, 1 or 2): f <- f + c (1 - lambda f) + m (f - f_before)."""
     rate = numbers[:, 0, None, None]
-    momentum = numbers[:, 1, None, None] if numbers.shape[1] > 1 else 0.0
-    now = before = values.new_zeros(len(numbers), *values.shape)
+    kept = 1 - rate * values  # f + c (1 - lambda f) = c + (1 - c lambda) f, in one pass over memory
+    now = before = torch.zeros_like(kept)
+    if numbers.shape[1] == 1:
+        for _ in range(steps):
+            now = torch.addcmul(rate, kept, now)
+            yield now
+        return
+    momentum = numbers[:, 1, None, None]
+    kept = kept + momentum
     for _ in range(steps):
-        now, before = now + rate * (1 - values * now) + momentum * (now - before), now
+        now, before = torch.addcmul(rate, kept, now).addcmul_(momentum, before, value=-1), now
         yield now
 
 

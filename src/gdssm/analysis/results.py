@@ -115,6 +115,18 @@ class Identification:
             return 1.0
         return 1 - (self.best or self.table[0]).distance ** 2
 
+    @property
+    def summary(self) -> str:
+        """The answer with its distance in a few words; of none of these, the nearest."""
+        match = self.best or self.table[0]
+        return f"{'' if self.best else 'none of these; nearest: '}{match} (distance {match.distance:.3g})"
+
+    def relation(self, match: Match) -> str:
+        """What a learner of the table is to the answer: "answer", "the same", "tie", or "" for all others."""
+        groups = (("answer", () if self.best is None else (self.best,)), ("the same", self.same), ("tie", self.ties))
+        own = (match.family, match.steps)  # no two learners of a table share these
+        return next((word for word, group in groups if any((one.family, one.steps) == own for one in group)), "")
+
     def closest(self, family: str) -> Match | None:
         """The nearest learner of a family, whether or not it is near; None where none was fitted."""
         return next((match for match in self.table if match.family == family), None)
@@ -155,9 +167,9 @@ class Identification:
             text += f", of implicit weights {self.best.weights_distance:.3g}"
         text += "."
         if self.same:
-            text += f" The same predictions come from {_listed(self.same)}."
+            text += f" The same predictions come from {listed(self.same)}."
         if self.ties:
-            return text + f" These tasks do not tell it from {_listed(self.ties)}."
+            return text + f" These tasks do not tell it from {listed(self.ties)}."
         other = self.rival
         return text if other is None else text + f" The nearest other learner is {other.name}, at {other.distance:.3g}."
 
@@ -177,14 +189,20 @@ class Spread:
     @property
     def counts(self) -> dict[str, int]:
         """How many predictors have which answer, the most frequent first."""
-        return dict(Counter("none of these" if one.best is None else one.best.name for one in self.each).most_common())
+        return dict(Counter(map(_named, self.each)).most_common())
+
+    @property
+    def middle(self) -> int:
+        """Position of the predictor with the middle distance among those with the most frequent answer."""
+        answer = next(iter(self.counts))
+        found = [(one.best or one.table[0], i) for i, one in enumerate(self.each) if _named(one) == answer]
+        order = sorted((match.distance, i) for match, i in found)
+        return order[(len(order) - 1) // 2][1]
 
     @property
     def best(self) -> Match | None:
-        """The most frequent answer, as of the predictor with the middle distance among those that have it."""
-        answer = next(iter(self.counts))
-        matches = sorted((one.best for one in self.each if one.best and one.best.name == answer), key=lambda match: match.distance)
-        return matches[(len(matches) - 1) // 2] if matches else None
+        """The most frequent answer, as of the predictor in the middle."""
+        return self.each[self.middle].best
 
     @property
     def ranges(self) -> dict[str, tuple[float, float, float]]:
@@ -213,12 +231,17 @@ class Spread:
         return f"{text} With the first answer: {ranges}." if ranges else text
 
 
+def _named(found: Identification) -> str:
+    """The answer in a word or two."""
+    return "none of these" if found.best is None else found.best.name
+
+
 def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _listed(matches: tuple[Match, ...]) -> str:
-    """Names, with the step counts of one family in one place."""
+def listed(matches: tuple[Match, ...]) -> str:
+    """Names in words, with the step counts of one family in one place."""
     steps: dict[str, list[int]] = {}
     for match in matches:
         steps.setdefault(match.family, []).extend([] if match.steps is None else [match.steps])
