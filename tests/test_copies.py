@@ -42,9 +42,7 @@ KINDS = {"attention": (attention, concatenated), "delta rule": (delta_rule, inte
 
 def trained(make, layout, copies, **changes) -> Copies:
     """Copies given as (seed, rate)."""
-    return train_copies(
-        [make(seed) for seed, _ in copies], [rate for _, rate in copies], replace(CONFIG, **changes), layout=layout
-    )
+    return train_copies([make(seed) for seed, _ in copies], [rate for _, rate in copies], replace(CONFIG, **changes), layout=layout)
 
 
 @pytest.mark.parametrize("kind", KINDS)
