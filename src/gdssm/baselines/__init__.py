@@ -21,6 +21,7 @@ from .layer import SequenceLayer, parameter_count
 from .linear_attention import LinearAttention
 from .rg_lru import RGLRU
 from .s5 import S5
+from .sizes import layers_state, matched
 
 __all__ = [
     "BASELINES",
@@ -36,6 +37,8 @@ __all__ = [
     "WindowFront",
     "build",
     "from_gdssm",
+    "layers_state",
+    "matched",
     "parameter_count",
 ]
 
