@@ -163,6 +163,8 @@ def test_curves_differ_without_their_colours():
     (axes,) = charts.lines_figure(block).axes
     looks = {(str(line._dash_pattern), line.get_marker()) for line in axes.get_lines()}
     assert len(looks) == MOST_SERIES + MOST_REFERENCES
+    assert len({dashes for dashes, _ in looks}) >= MOST_SERIES
+    assert len({marker for _, marker in looks}) == MOST_SERIES + 1  # references have none
     assert len({line.get_color() for line in axes.get_lines()}) == MOST_SERIES + 1
     assert axes.get_xscale() == axes.get_yscale() == "linear"
 
