@@ -111,7 +111,7 @@ def test_every_family_has_its_row_with_shape_and_word(one: dict[str, Any], tied:
     assert any("■ the same" in row for row in rows(render(exact)))
     assert "gradient descent with a rate for each step (k = 2, 3)" in render(exact)
     assert any("▲ tie" in row for row in rows(render(tied)))
-    assert "marked as ties" in verdict(read(tied))
+    assert "do not tell it from 1 other learner, marked ▲." in verdict(read(tied))
 
 
 def test_what_was_identified_stands_there(one: dict[str, Any]) -> None:

@@ -158,7 +158,7 @@ def _one(model: str, one: Identification) -> str:
         "learner was not fitted on."
     )
     if one.ties:
-        text += f" These tasks do not tell it from {counted(len(one.ties), 'other learner')}, marked as ties."
+        text += f" These tasks do not tell it from {counted(len(one.ties), 'other learner')}, marked ▲."
     return text
 
 
