@@ -7,15 +7,15 @@ Every contender is module(tokens (B, T, D)) -> (B, d_y). Around the layers of al
 W_in and W_out are there where the layers cannot do without: two of them, or a layer without projections of its own.
 """
 
-from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from torch import nn
 
 from .. import baselines, hf
 from ..baselines import SequenceLayer
+from ..baselines.sizes import matched
 from ..config import check_choice
 from ..layers import GDSSM
 from ..models import InContextModel
@@ -29,7 +29,6 @@ INPUTS = {
     "pairs": "x_k and y_k joined in one token",
 }
 MATCHES = {"parameters": "parameters", "state": "state of a layer", "": "no free width"}
-WIDTHS = range(2, 129)
 
 
 @dataclass(frozen=True)
@@ -38,12 +37,14 @@ class Contender:
 
     projects      layers have projections of their own, in and out: the width is that of the state alone, and the features
                   between two layers are as many as three tokens have
+    inputs        what it reads
     transformers  a whole model of transformers with blocks of its own; its width is matched by parameters alone
     """
 
     title: str
     layer: Callable[[int, int, int], SequenceLayer] | None = None
     projects: bool = False
+    inputs: tuple[str, ...] = ("tokens", "windows")
     transformers: bool = False
 
     @property
@@ -59,12 +60,9 @@ def _linear(width: int, d_model: int, d_out: int) -> SequenceLayer:
 
 
 def _gated(gate: str, delta: bool) -> Callable[[int, int, int], SequenceLayer]:
-    def make(width: int, d_model: int, d_out: int) -> SequenceLayer:
-        return baselines.GatedLinearAttention(
-            d_model, d_key=width, d_value=width, d_out=d_out, gate=gate, delta=delta, normalize_keys=False
-        )
-
-    return make
+    return lambda width, d_model, d_out: baselines.GatedLinearAttention(
+        d_model, d_key=width, d_value=width, d_out=d_out, gate=gate, delta=delta
+    )
 
 
 def _s5(gate: str) -> Callable[[int, int, int], SequenceLayer]:
@@ -86,7 +84,7 @@ CONTENDERS = {
     "gated_linear_attention": Contender("gated linear attention", _gated("row", delta=False), projects=True),
     "delta_net": Contender("DeltaNet", _gated("none", delta=True), projects=True),
     "s5": Contender("S5", _s5("glu")),
-    "s5_readout": Contender("S5, multiplicative readout", _s5("input")),
+    "s5_readout": Contender("S5, multiplicative readout", _s5("input"), inputs=("windows",)),
     "rg_lru": Contender("RG-LRU (Griffin)", _rg_lru),
     "gated_rnn": Contender("gated RNN", _gated_rnn, projects=True),
     "softmax_attention": Contender("softmax attention (GPT-2)", transformers=True),
@@ -132,7 +130,7 @@ def cells() -> tuple[Cell, ...]:
     free = (
         Cell(name, inputs, layers, matched)
         for name, contender in CONTENDERS.items()
-        for inputs in ("tokens", "windows")
+        for inputs in contender.inputs
         for layers in (1, 2)
         for matched in contender.matches
     )
@@ -150,8 +148,8 @@ def build(cell: Cell, task: LinearRegression, width: int | None = None) -> nn.Mo
     contender = CONTENDERS[name]
     front = baselines.WindowFront(d, stride=2, products=1) if cell.inputs == "windows" else None
     if contender.transformers:
-        positions: dict[str, Any] = {"max_tokens": _read(cell, task)} if name == "softmax_attention" else {}
-        model = hf.build(name, d, d_y, d_model=width, n_layers=cell.layers, front=front, **positions)
+        options: dict[str, Any] = {"softmax_attention": {"max_tokens": _read(cell, task)}, "mamba": {"n_state": 4}}.get(name, {})
+        model = hf.build(name, d, d_y, d_model=width, n_layers=cell.layers, front=front, **options)
         return baselines.LastOutput(model, d_y)
     assert contender.layer is not None
     given = task.d_x + d_y if cell.inputs == "pairs" else d
@@ -186,14 +184,4 @@ def width_for(cell: Cell, task: LinearRegression, parameters: int, state: int) -
     if not cell.matched:
         return None
 
-    def size(width: int) -> int:
-        module = build(cell, task, width)
-        if cell.matched == "parameters":
-            return baselines.parameter_count(module)
-        assert isinstance(module, baselines.LastOutput)
-        first = cast(baselines.Stack, module.layer).layers[0]
-        return cast(SequenceLayer, first).state_size
-
-    wanted = parameters if cell.matched == "parameters" else state
-    above = bisect_left(WIDTHS, wanted, key=size)  # sizes grow with the width
-    return min(WIDTHS[max(above - 1, 0) : above + 1], key=lambda width: abs(size(width) - wanted))
+    return matched(lambda width: build(cell, task, width), cell.matched, parameters if cell.matched == "parameters" else state)
