@@ -91,6 +91,11 @@ def test_version_and_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert [line.split()[0] for line in out.splitlines()] == list(EXPERIMENTS)
 
 
+def test_the_package_runs_as_a_module() -> None:
+    done = subprocess.run([sys.executable, "-m", "gdssm", "reproduce", "--list"], capture_output=True, text=True, check=True)
+    assert [line.split()[0] for line in done.stdout.splitlines()] == list(EXPERIMENTS)
+
+
 TINY = one_step.Preset(
     seeds=(0, 1),
     eval_tasks=200,
