@@ -200,22 +200,28 @@ def test_noise_hides_small_differences_and_the_tie_is_listed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("near", "far", "spread", "wins"),
+    ("near", "far", "spread", "more", "wins"),
     [
-        (0.0100, 0.0102, 1e-5, True),  # 1 % in quadrature is 0.0001
-        (0.0100, 0.01005, 1e-7, False),
-        (0.0100, 0.0102, 1e-3, False),  # chance
-        (1e-6, 5e-6, 1e-8, True),  # twice as near
-        (1e-6, 3e-6, 1e-8, False),
-        (0.0102, 0.0100, 1e-7, False),
+        (0.0100, 0.0102, 1e-5, 0, True),  # 1 % in quadrature is 0.0001
+        (0.0100, 0.01005, 1e-7, 0, False),
+        (0.0100, 0.0102, 1e-3, 0, False),  # chance
+        (1e-6, 5e-6, 1e-8, 0, True),  # twice as near
+        (1e-6, 3e-6, 1e-8, 0, False),
+        (0.0102, 0.0100, 1e-7, 0, False),
+        (0.0100, 0.0102, 1e-5, 1, True),
+        (0.0100, 0.0102, 1e-5, 3, False),  # 0.0001 for each number
+        (0.0100, 0.0102, 1e-5, -5, True),  # fewer numbers have to be nearer by 0.0001 too
+        (0.0100, 0.0102, 1e-5, 24, False),
+        (0.0100, 0.0126, 1e-5, 24, True),
+        (1e-6, 5e-6, 1e-8, 24, True),
     ],
 )
 def test_a_learner_beats_another_by_a_margin_or_a_factor_and_beyond_chance(
-    near: float, far: float, spread: float, wins: bool
+    near: float, far: float, spread: float, more: int, wins: bool
 ) -> None:
     squares = torch.tensor([near, far], dtype=DOUBLE)
     sampled = squares + spread * torch.randn(400, 2, generator=torch.Generator().manual_seed(0), dtype=DOUBLE)
-    assert identification._beats(0, 1, squares, sampled) is wins
+    assert identification._beats(0, 1, squares, sampled, [10 + more, 10]) is wins
 
 
 def test_more_numbers_for_less_than_a_percent_are_not_the_answer() -> None:

@@ -309,7 +309,7 @@ READING = """<ul>
 <li><strong>Distance</strong>: 0 is agreement, 1 is as far as predicting 0 always, 0.01 means predictions that differ by
 1 %. It is measured on tasks that no number was fitted on.</li>
 <li><strong>● Answer</strong>: the learner with the fewest fitted numbers that no other clearly beats. Clearly means nearer
-by 1 % or twice as near, and beyond chance.</li>
+by 1 % for each number that it has in addition, or twice as near, and beyond chance.</li>
 <li><strong>■ The same</strong>: with its fitted numbers this learner makes the answer's predictions, to 0.001. It is another
 name for it, or a richer family that contains it: gradient descent is gradient descent with momentum 0.</li>
 <li><strong>▲ Tie</strong>: other predictions than the answer's, but these tasks do not tell which of the two the model is

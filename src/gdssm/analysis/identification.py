@@ -22,7 +22,7 @@ from .spectrum import Spectrum
 
 FEWEST_TASKS, MOST_STEPS = 20, 50
 EXACT = 1e-5  # distances below count as this one: rounding in float32
-MARGIN = 0.01  # a learner with more free numbers must come nearer by this much, in quadrature, ..
+MARGIN = 0.01  # a learner must come nearer by this much, in quadrature, for each free number that it has in addition, ..
 FACTOR = 2.0  # .. or this many times nearer
 SAME = 1e-3  # learners whose fitted predictions are closer than this are one class
 ZERO = 1e-6  # predictions below this share of the targets are 0
@@ -76,8 +76,9 @@ def identify(
         distance^2 = sum_t w_t |p_t - g_t|^2 / sum_t w_t |p_t|^2,    w_t = 1 / (|p_t|^2 + median_s |p_s|^2)
 
     with p_t, g_t the predictions of predictor and learner for one task. The best is the learner with the fewest free
-    numbers that no other clearly beats: one beats it clearly where distance^2 falls by 0.0001 or more, or to a quarter or
-    less, and the 95 % bootstrap interval of the fall lies above 0.
+    numbers that no other clearly beats: one beats it clearly where distance^2 falls by 0.0001 or more for each number that
+    it has in addition (by 0.0001 where it has none), or to a quarter or less, and the 95 % bootstrap interval of the fall
+    lies above 0.
 
     predictor  Context -> (B, M, d_y); or a list of them, one for each seed
     task       what to draw tasks from; or tasks at hand, whose first half is fitted on and whose second half scores
@@ -246,17 +247,20 @@ def _judged(
     table = tuple(matches[i] for i in order)
     if 1 - float(squares.min()) < share:
         return Identification(None, (), (), table, share, tasks)
-    unbeaten = [i for i in order if not any(_beats(j, i, squares, sampled) for j in order)]
+    free = [match.free for match in matches]
+    unbeaten = [i for i in order if not any(_beats(j, i, squares, sampled, free) for j in order)]
     best = min(unbeaten, key=lambda i: (matches[i].free, _rank(matches[i])))
     apart = _apart(predictions, best, scored)
     names = [
-        i for i in unbeaten if matches[i].free == matches[best].free and apart[i] <= SAME and not _beats(best, i, squares, sampled)
+        i
+        for i in unbeaten
+        if matches[i].free == matches[best].free and apart[i] <= SAME and not _beats(best, i, squares, sampled, free)
     ]
     best = min(names, key=lambda i: _rank(matches[i])[1:])  # names of one learner, as these tasks have it
     others = [i for i in order if i != best]
     apart = _apart(predictions, best, scored)
     same = tuple(matches[i] for i in others if apart[i] <= SAME)
-    ties = tuple(matches[i] for i in others if apart[i] > SAME and not _beats(best, i, squares, sampled))
+    ties = tuple(matches[i] for i in others if apart[i] > SAME and not _beats(best, i, squares, sampled, free))
     return Identification(matches[best], same, ties, table, share, tasks)
 
 
@@ -265,10 +269,10 @@ def _rank(match: Match) -> tuple[float, int, int, int]:
     return max(match.distance, EXACT), match.free, list(NAMES).index(match.family), match.steps or 0
 
 
-def _beats(i: int, j: int, squares: Tensor, sampled: Tensor) -> bool:
-    """Whether learner i is clearly nearer than j: by the margin or the factor, and beyond chance."""
+def _beats(i: int, j: int, squares: Tensor, sampled: Tensor, free: Sequence[int]) -> bool:
+    """Whether learner i is clearly nearer than j: by the margin for each further number or the factor, and beyond chance."""
     fall = float(squares[j] - squares[i])
-    matters = fall > MARGIN**2 or float(squares[i]) * FACTOR**2 < float(squares[j])
+    matters = fall > MARGIN**2 * max(1, free[i] - free[j]) or float(squares[i]) * FACTOR**2 < float(squares[j])
     return matters and float((sampled[:, j] - sampled[:, i]).quantile(0.025)) > 0
 
 

@@ -48,7 +48,7 @@ class Preset(Sizes):
     """
 
     training: TrainConfig = field(
-        default_factory=lambda: TrainConfig(task=LinearRegression(5, 5, 10), steps=1000, batch=64, warmup=100)
+        default_factory=lambda: TrainConfig(task=LinearRegression(5, 5, 10), steps=1200, batch=32, warmup=100)
     )
     rates: tuple[float, ...] = (0.01, 0.03)
     parameters: int = 1_000
