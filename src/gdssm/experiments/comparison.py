@@ -187,33 +187,30 @@ def _depth(results: Results) -> str:
 
 def _single(results: Results) -> str:
     """Why one layer of S5, Griffin or Mamba fails, where it does."""
-    parts = []
+    parts, mamba = [], []
     for name in ("s5", "rg_lru", "griffin", "mamba"):
         found = {cell: result for cell, result in results.items() if (cell.architecture, cell.layers) == (name, 1)}
-        by_input = {
-            inputs: min(
-                (value for cell, r in found.items() if cell.inputs == inputs and (value := middle(r)) is not None), default=None
-            )
+        best = [
+            min((value for cell, one in found.items() if cell.inputs == inputs and (value := middle(one))), default=None)
             for inputs in ("tokens", "windows")
-        }
+        ]
         if found:
-            parts.append(f"{CONTENDERS[name].title} {_number(by_input['tokens'])} and {_number(by_input['windows'])}")
-    mamba = [reached(result) for cell, result in results.items() if (cell.architecture, cell.layers) == ("mamba", 1)]
-    last = ""
-    if mamba:
-        last = " Mamba has a window of its own (a convolution over four tokens), products of what it gives, and a readout by the token: "
-        last += (
-            "form is not what it lacks, and some seeds reached the loss of one step."
-            if any(mamba)
-            else ("form is not what it lacks; it did not find the step within these updates.")
-        )
-    return (
-        "Does a single layer of S5, Griffin or Mamba fail, and why? Median loss ratio on single tokens and on windows, at the better "
-        f"width: {'; '.join(parts) or 'not measured'}. A gradient step needs the product of each target with its own input, one token "
-        "earlier, summed over the examples. The recurrence of S5 is linear in what it reads: on single tokens its state holds sums "
-        "of inputs and sums of targets, and no product of the two sums tells the pairs apart. The gates of RG-LRU see one token, "
-        f"so it multiplies tokens with themselves; the window brings it the pairs, through a sigmoid.{last}"
+            parts.append(f"{CONTENDERS[name].title} {_number(best[0])} and {_number(best[1])}")
+        if name == "mamba":
+            mamba = [reached(one) for one in found.values()]
+    line = (
+        "Does a single layer of S5, Griffin or Mamba fail, and why? Median loss ratio on single tokens and on windows, at the "
+        f"better width: {'; '.join(parts) or 'not measured'}. A gradient step needs the product of each target with its own "
+        "input, one token earlier, summed over the examples. The recurrence of S5 is linear in what it reads: on single tokens "
+        "its state holds sums of inputs and sums of targets, and no product of the two sums tells the pairs apart. The gates of "
+        "RG-LRU see one token, so it multiplies tokens with themselves; the window brings it the pairs, through a sigmoid."
     )
+    if mamba:
+        line += (
+            " Mamba has a window of its own (a convolution over four tokens), products of what it gives, and a readout by the "
+            "token: form is not what it lacks; "
+        ) + ("some seeds reached the loss of one step." if any(mamba) else "it did not find the step within these updates.")
+    return line
 
 
 def _sizes(results: Results) -> str:
