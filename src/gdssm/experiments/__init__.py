@@ -22,6 +22,10 @@ from .jobs import Job, run_jobs
 EXPERIMENTS = {
     "one-step": ("one_step", "does a randomly initialised layer become one step of gradient descent?"),
     "baselines": ("baselines", "which other architectures become it, with and without the window, in one and two layers?"),
+    "out-of-distribution": (
+        "out_of_distribution",
+        "does the trained layer stay gradient descent on other tasks than those of training?",
+    ),
 }
 PRESETS = ("quick", "paper")
 MOST_SEEDS = 10_000
