@@ -69,6 +69,25 @@ def test_the_rate_is_the_minimum_of_the_expected_loss():
         assert expected(lr * (1 + step)) > loss
 
 
+def test_the_loss_at_any_rate_is_what_tasks_show():
+    """A rate that is best nowhere near: other inputs, more examples, noise."""
+    task = LinearRegression(d_x=4, d_y=2, n_examples=9, n_queries=4, input_range=2.0, weight_scale=0.7, noise_std=0.5)
+    context = task.sample(40_000, seed=2)
+    moments = {"x_var": task.input_variance, "x_fourth_moment": task.input_fourth_moment}
+    for lr in (-0.5, 0.0, 1.0, 6.0):
+        prediction = learners.gradient_descent(context.x, context.y, context.x_query, lr=lr)
+        found = theory.one_step_loss(9, 4, lr, noise_var=0.25, weight_var=0.49, **moments)
+        assert float(0.5 * (prediction - context.y_query).square().mean()) == pytest.approx(found, rel=0.02)
+
+
+def test_the_loss_at_the_best_rate_is_the_best_loss():
+    for noise in (0.0, 0.3):
+        lr, loss = theory.one_step_optimum(7, 5, noise_var=noise, weight_var=2.0, **UNIFORM)
+        assert theory.one_step_loss(7, 5, lr, noise_var=noise, weight_var=2.0, **UNIFORM) == pytest.approx(loss, rel=1e-12)
+    with pytest.raises(ValueError, match="lr must be a finite number, got nan"):
+        theory.one_step_loss(7, 5, math.nan, **UNIFORM)
+
+
 def test_more_noise_a_smaller_rate():
     rates = [theory.one_step_optimum(10, 10, noise_var=v, **UNIFORM) for v in (0.0, 0.1, 1.0, 1e9)]
     assert [lr for lr, _ in rates] == sorted((lr for lr, _ in rates), reverse=True)

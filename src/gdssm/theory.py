@@ -25,16 +25,35 @@ def one_step_optimum(
     whose minimum is at c* = lr / N. ValueError for n, d < 1, x_var, weight_var <= 0, or moments that no
     distribution has (x_fourth_moment < x_var^2).
     """
+    slope, curvature = _parabola(n, d, x_var, x_fourth_moment, noise_var, weight_var)
+    c = slope / curvature
+    return n * c, 0.5 * (weight_var * d * x_var - c * slope)
+
+
+def one_step_loss(
+    n: int, d: int, lr: float, *, x_var: float, x_fourth_moment: float, noise_var: float = 0.0, weight_var: float = 1.0
+) -> float:
+    """Expected loss of one step from W = 0 at any rate: the parabola of `one_step_optimum` at c = lr / N.
+
+    For a rate that was the best for other moments, another noise or another n. ValueError as there, and for a rate that is
+    not finite.
+    """
+    check_number("lr", lr)
+    slope, curvature = _parabola(n, d, x_var, x_fourth_moment, noise_var, weight_var)
+    c = lr / n
+    return 0.5 * (weight_var * d * x_var - 2 * c * slope + c * c * curvature)
+
+
+def _parabola(n: int, d: int, s: float, m4: float, v: float, w: float) -> tuple[float, float]:
+    """Slope and curvature of the loss in c: 0.5 [ w d s - 2 c slope + c^2 curvature ]; the public functions' errors."""
     check_count("n", n)
     check_count("d", d)
-    check_number("x_var", x_var, above=0)
-    check_number("x_fourth_moment", x_fourth_moment, least=x_var**2)
-    check_number("noise_var", noise_var, least=0)
-    check_number("weight_var", weight_var, above=0)
-    s, w = x_var, weight_var
-    trace = n * (d * x_fourth_moment + d * (d - 1) * s**2) + n * (n - 1) * d * s**2
-    c = n * w * d * s**2 / (w * s * trace + noise_var * n * d * s**2)
-    return n * c, 0.5 * w * d * s * (1 - c * n * s)
+    check_number("x_var", s, above=0)
+    check_number("x_fourth_moment", m4, least=s**2)
+    check_number("noise_var", v, least=0)
+    check_number("weight_var", w, above=0)
+    trace = n * (d * m4 + d * (d - 1) * s**2) + n * (n - 1) * d * s**2
+    return n * w * d * s**2, w * s * trace + v * n * d * s**2
 
 
 def best_polynomial(eigenvalues: "npt.ArrayLike", steps: int) -> tuple[tuple[float, ...], float]:

@@ -23,6 +23,10 @@ EXPERIMENTS = {
     "one-step": ("one_step", "does a randomly initialised layer become one step of gradient descent?"),
     "baselines": ("baselines", "which other architectures become it, with and without the window, in one and two layers?"),
     "solver-race": ("solver_race", "how many steps does each solver at the readout need, and is it on its theoretical rate?"),
+    "out-of-distribution": (
+        "out_of_distribution",
+        "does the trained layer stay gradient descent on other tasks than those of training?",
+    ),
 }
 PRESETS = ("quick", "paper")
 MOST_SEEDS = 10_000

@@ -1,0 +1,161 @@
+"""What experiments that train have in common: a module from every seed at every rate, as one program, and its best rate.
+
+Rates are chosen, and training is followed, on validation tasks: held out, and others than those that results are reported on.
+
+Axes: S seeds, B tasks, M queries.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import learners, theory
+from ..analysis import NonFinitePredictionError, alignment, squared_loss
+from ..copies import train_copies
+from ..ensemble import Ensemble
+from ..settings import TrainConfig, evaluation_steps
+from ..tasks import Context, LinearRegression, Predictor
+from ..tokens import Layout, as_predictor, interleave
+from ..views import HELD_OUT_SEED
+
+EVALUATION_STEP, VALIDATION_STEPS = 0, (1, 2)  # of the sampler's held-out seed
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Modules of all seeds at the best rate; None for a seed whose weights or validation loss are not finite.
+
+    steps, curves   training steps at which validation losses were taken, and those losses by seed
+    rates           median validation loss at the end for every rate, None where most seeds diverged
+    """
+
+    modules: tuple[nn.Module | None, ...]
+    layout: Layout
+    rate: float
+    rates: dict[float, float | None]
+    steps: tuple[int, ...]
+    curves: tuple[tuple[float | None, ...], ...]
+
+    @property
+    def predictors(self) -> tuple[Predictor | None, ...]:
+        """Each module as a Predictor."""
+        return tuple(None if module is None else as_predictor(module, self.layout) for module in self.modules)
+
+
+def train_seeds(
+    make: Callable[[int], nn.Module],
+    seeds: Sequence[int],
+    rates: Sequence[float],
+    config: TrainConfig,
+    *,
+    layout: Layout = interleave,
+    validation_tasks: int = 500,
+    points: int = 12,
+    label: str = "training",
+) -> Trained:
+    """Train make(seed) for every seed at every rate side by side, and keep the rate of the lowest median validation loss.
+
+    config says task, steps, batch and the rest, as for train_copies; label is what its progress is called.
+    """
+    copies = [(rate, seed) for rate in rates for seed in seeds]
+    contexts = [config.task.sample(validation_tasks, seed=HELD_OUT_SEED, step=step) for step in VALIDATION_STEPS]
+    steps: list[int] = []
+    losses: list[list[float]] = []  # [evaluation][copy]
+
+    @torch.no_grad()
+    def evaluate(step: int, ensemble: Ensemble) -> None:
+        steps.append(step)
+        found = [
+            [squared_loss(one, target_of(context)[:, 0]) for one in ensemble(layout(context.x, context.y, context.x_query))]
+            for context in contexts
+        ]
+        losses.append([sum(values) / len(values) for values in zip(*found, strict=True)])
+
+    found = train_copies(
+        [make(seed) for _, seed in copies],
+        [rate for rate, _ in copies],
+        config,
+        layout=layout,
+        evaluate=evaluate,
+        evaluate_at=evaluation_steps(config.steps, points)[:-1],
+        label=label,
+    )
+    evaluate(config.steps, found.ensemble)
+    final = [_final(losses[-1][i], found.diverged[i]) for i in range(len(copies))]
+    middle = {rate: median(final[i] for i, (own, _) in enumerate(copies) if own == rate) for rate in rates}
+    best = min(rates, key=lambda rate: middle[rate])
+    chosen = [i for i, (own, _) in enumerate(copies) if own == best]
+    return Trained(
+        modules=tuple(found.ensemble.load(make(0), i) if math.isfinite(final[i]) else None for i in chosen),
+        layout=layout,
+        rate=best,
+        rates={rate: _finite(value) for rate, value in middle.items()},
+        steps=tuple(steps),
+        curves=tuple(tuple(_finite(values[i]) for values in losses) for i in chosen),
+    )
+
+
+def measured(predictor: Predictor | None, reference: Predictor, context: Context) -> dict[str, float] | None:
+    """Loss, loss ratio and cosine beside a reference; None where there is no module or its predictions are not finite."""
+    if predictor is None:
+        return None
+    try:
+        found = alignment(predictor, reference, context)
+    except NonFinitePredictionError:
+        return None
+    return {"loss": found.loss, "loss_ratio": found.loss_ratio, "cosine": found.sensitivity_cosine}
+
+
+@torch.no_grad()
+def effective_rate(predictor: Predictor, context: Context) -> float:
+    """The rate of the one gradient step that comes nearest to a predictor on these tasks, in the mean square.
+
+    eta = <y, u> / <u, u> over all tasks, u = (1/N) sum_k y_k x_k^T x_query the step of rate 1.
+    """
+    unit = learners.gradient_descent(context.x, context.y, context.x_query, lr=1.0).double()
+    return float((predictor(context).double() * unit).sum() / unit.square().sum())
+
+
+def optimum(task: LinearRegression) -> tuple[float, float]:
+    """Best rate and expected loss of one step on a task with the same variance for all inputs (theory.one_step_optimum)."""
+    return theory.one_step_optimum(task.n_examples, task.d_x, **moments(task))
+
+
+def expected_loss(task: LinearRegression, rate: float) -> float:
+    """Expected loss of one step at another rate (theory.one_step_loss)."""
+    return theory.one_step_loss(task.n_examples, task.d_x, rate, **moments(task))
+
+
+def moments(task: LinearRegression) -> dict[str, float]:
+    """What the closed forms need to know of a task."""
+    return {
+        "x_var": task.input_variance,
+        "x_fourth_moment": task.input_fourth_moment,
+        "noise_var": task.noise_std**2,
+        "weight_var": task.weight_scale**2,
+    }
+
+
+def held_out(task: Any, tasks: int, step: int = EVALUATION_STEP, dtype: torch.dtype | None = None) -> Context:
+    """The tasks that results are reported on: drawn with a seed that no training has."""
+    found: Context = task.sample(tasks, seed=HELD_OUT_SEED, step=step, dtype=dtype)
+    return found
+
+
+def target_of(context: Context) -> Tensor:
+    """y_query of a context that has it."""
+    assert context.y_query is not None
+    return context.y_query
+
+
+def _final(loss: float, diverged: int | None) -> float:
+    return loss if diverged is None and math.isfinite(loss) else math.inf
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
