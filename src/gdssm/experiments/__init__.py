@@ -22,6 +22,7 @@ from .jobs import Job, run_jobs
 EXPERIMENTS = {
     "one-step": ("one_step", "does a randomly initialised layer become one step of gradient descent?"),
     "baselines": ("baselines", "which other architectures become it, with and without the window, in one and two layers?"),
+    "window": ("window", "how wide must the window be, and does the order within pairs matter?"),
 }
 PRESETS = ("quick", "paper")
 MOST_SEEDS = 10_000
