@@ -27,6 +27,7 @@ EXPERIMENTS = {
         "out_of_distribution",
         "does the trained layer stay gradient descent on other tasks than those of training?",
     ),
+    "window": ("window", "how wide must the window be, and does the order within pairs matter?"),
 }
 PRESETS = ("quick", "paper")
 MOST_SEEDS = 10_000
