@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.func import functional_call
 
-from gdssm import GDSSM, InContextModel, ops
+from gdssm import GDSSM, ConjugateGradientReadout, InContextModel, IteratedReadout, NewtonReadout, TwoStepBlock, ops
 from plain import ratio
 
 DECAYS = ("none", "head", "row", "full")
@@ -240,3 +240,54 @@ def test_absorb_is_the_scan_without_outputs(structure):
             assert ratio(state.z, wanted.z) <= 1e-12
             assert torch.equal(state.tail, wanted.tail)
             assert torch.equal(state.seen, wanted.seen)
+
+
+def stacked_copies(layers):
+    return {
+        name: torch.stack([dict(layer.named_parameters())[name] for layer in layers]).detach().requires_grad_()
+        for name, _ in layers[0].named_parameters()
+    }
+
+
+def randomised(layer, seed):
+    """Every parameter random, so that none is at a value that hides a mistake."""
+    g = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in layer.parameters():
+            p.copy_(torch.randn(p.shape, generator=g, dtype=p.dtype) * 0.3)
+    return layer
+
+
+COPIES = {
+    "iterated": lambda: IteratedReadout(3, dtype=torch.float64),
+    "iterated with everything": lambda: IteratedReadout(
+        4, momentum=True, decay="head", normalize=True, skip=True, d_model=3, dtype=torch.float64
+    ),
+    "conjugate gradient": lambda: ConjugateGradientReadout(2, decay="head", dtype=torch.float64),
+    "Newton": lambda: NewtonReadout(2, normalize=True, dtype=torch.float64),
+    **{f"block, decay {decay}": lambda decay=decay: TwoStepBlock(3, decay=decay, dtype=torch.float64) for decay in DECAYS},
+}
+
+
+@pytest.mark.parametrize("kind", COPIES)
+def test_stacked_readouts_are_separate_readouts(kind):
+    """Values and gradients of copies that are read at once."""
+    layers = [randomised(COPIES[kind](), seed) for seed in range(3)]
+    tokens, weight = stream(4, 9), stream(3, 4)
+    stacked = stacked_copies(layers)
+    out = layers[0].last_stacked(stacked, tokens)
+    named = {f"layer.{name}": value for name, value in stacked.items()}
+    assert torch.equal(InContextModel(layers[0], 3, 2).last_stacked(named, tokens), out[..., :2])
+    gradients = dict(zip(stacked, torch.autograd.grad((out * weight).sum(), list(stacked.values())), strict=True))
+    for s, layer in enumerate(layers):
+        alone = layer.last(tokens)
+        assert ratio(out[s], alone) <= 1e-12
+        wanted = torch.autograd.grad((alone * weight[s]).sum(), list(layer.parameters()))
+        for (name, _), one in zip(layer.named_parameters(), wanted, strict=True):
+            torch.testing.assert_close(gradients[name][s], one, rtol=1e-9, atol=1e-12)
+
+
+def test_stacked_readouts_need_a_window():
+    layer = IteratedReadout(2)
+    with pytest.raises(ValueError, match="no window of 3 tokens ends in sequence 0"):
+        layer.last_stacked(stacked_copies([layer]), torch.zeros(1, 2, 3))

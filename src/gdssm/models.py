@@ -22,11 +22,13 @@ from .weights import DecayParameter, as_shape, check_size
 class InContextModel(nn.Module):
     """A layer read as a predictor: module(tokens (B, T, D)) -> prediction (B, d_y) at the last token, the query.
 
-    layer     a GDSSM or one of the iterated readouts; its first d_y outputs are the prediction
+    layer     a GDSSM, one of the iterated readouts or a TwoStepBlock; its first d_y outputs are the prediction
     d_x, d_y  sizes of input and target
     """
 
-    def __init__(self, layer: "GDSSM | PairReadout | MinibatchReadout | ConstructedTokenLayer", d_x: int, d_y: int) -> None:
+    def __init__(
+        self, layer: "GDSSM | PairReadout | MinibatchReadout | ConstructedTokenLayer | TwoStepBlock", d_x: int, d_y: int
+    ) -> None:
         super().__init__()
         check_size("d_x", d_x)
         check_size("d_y", d_y)
@@ -50,8 +52,8 @@ class InContextModel(nn.Module):
         return self.layer.answer(self.layer.absorb(context), queries)[..., : self.d_y]
 
     def last_stacked(self, parameters: Mapping[str, Tensor], tokens: Tensor) -> Tensor:
-        """S copies, parameters (S, ...) -> (S, B, d_y): at once for a GDSSM, one after the other for the readouts."""
-        if not isinstance(self.layer, GDSSM):
+        """S copies, parameters (S, ...) -> (S, B, d_y): at once, but one after the other where the layer has no such form."""
+        if not isinstance(self.layer, GDSSM | PairReadout | TwoStepBlock):
             copies = [dict(zip(parameters, values, strict=True)) for values in zip(*parameters.values(), strict=True)]
             return torch.stack([functional_call(self, copy, (tokens,)) for copy in copies])
         inner = {name.removeprefix("layer."): value for name, value in parameters.items()}
@@ -233,6 +235,24 @@ class TwoStepBlock(nn.Module):
         if outputs.shape[1] == 0:
             raise ValueError(f"tokens: no window of {self.window} tokens ends in sequence 0, so it has no last output")
         return outputs[:, -1]
+
+    @ops.full_precision
+    def last_stacked(self, parameters: Mapping[str, Tensor], tokens: Tensor) -> Tensor:
+        """`last` of S copies of this block at once: parameters (S, ...) under this block's names -> (S, B, D)."""
+        dtype = ops.compute_dtype(tokens, self.w_q)
+        p = {name: value.to(dtype) for name, value in parameters.items()}
+        rate = p.get("decay.log_rate")
+        windows = ops.align(tokens.to(dtype).unsqueeze(2), self.window, self.stride, None, None)
+        ops.check_ends(windows)
+
+        def recurrence(i: int, v: Tensor) -> Tensor:
+            log = None if rate is None else -rate[:, i].exp()
+            z = ops.last_product(windows, p["w_q"][:, i], log, v, self.decay.structure)
+            return torch.einsum("sij,bsj->bsi", p["c"][:, i], z)
+
+        q = torch.einsum("sw,bwd->bsd", p["d"], ops.final_window(windows)[:, :, 0])
+        out = recurrence(0, q + recurrence(1, q)) + recurrence(2, q)
+        return out.transpose(0, 1).to(tokens.dtype)
 
     def _scan(
         self, part: slice, stream: Tensor, q: Tensor, state: ScanState | None, lengths: Tensor | None

@@ -17,7 +17,7 @@ Head 0 is A, head 1 is B; row i of Z belongs to the first factor of a window's p
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ from .ops import ScanState
 from .weights import DecayParameter, check_size
 
 Product = Callable[[int, Tensor], Tensor]  # (head, v (B, M, D)) -> Z_head^T v
+Weights = Mapping[str, Tensor]  # parameters by name: a layer's own, or (S, ..) of S copies, which then stand in M's place
 
 
 class PairReadout(nn.Module):
@@ -74,8 +75,8 @@ class PairReadout(nn.Module):
         if self.skip is not None:
             self.skip.zero_()
 
-    def solve(self, apply_b: Callable[[Tensor], Tensor], q: Tensor) -> Tensor:
-        """r (B, M, D) near (B + alpha I)^{-1} q, from products apply_b(v) = B v."""
+    def solve(self, p: Weights, apply_b: Callable[[Tensor], Tensor], q: Tensor) -> Tensor:
+        """r (B, M, D) near (B + alpha I)^{-1} q, from products apply_b(v) = B v; p holds alpha, () or one for each of M copies."""
         raise NotImplementedError
 
     def init_state(self, batch_size: int, d_model: int, *, dtype: torch.dtype | None = None) -> ScanState:
@@ -115,7 +116,7 @@ class PairReadout(nn.Module):
             return out.squeeze(2)
 
         q = ops.window_queries(windows, self.d.to(stream.dtype)[None])[:, :, 0]
-        out = self._predict(product, q, windows.counts()[..., None])
+        out = self._predict(self._own(q), product, q, windows.counts()[..., None])
         return out.to(tokens.dtype), after
 
     @ops.full_precision
@@ -127,8 +128,29 @@ class PairReadout(nn.Module):
         s = ops.final_window(windows)[:, :, 0]  # (B, W, D)
         q = torch.einsum("w,bwd->bd", self.d.to(s.dtype), s)[:, None]
         z = after.z.to(s.dtype)
-        out = self._predict(lambda head, v: torch.matmul(v, z[:, head]), q, count.to(q.device)[:, None, None])
+        out = self._predict(self._own(q), lambda head, v: torch.matmul(v, z[:, head]), q, count.to(q.device)[:, None, None])
         return out[:, 0].to(tokens.dtype)
+
+    @ops.full_precision
+    def last_stacked(self, parameters: Weights, tokens: Tensor) -> Tensor:
+        """`last` of S copies of this layer at once: parameters (S, ...) under this layer's names -> (S, B, D).
+
+        No Z is formed: each of the k + 1 products is one score per token and copy.
+        """
+        _check_tokens(tokens)
+        dtype = ops.compute_dtype(tokens, self.w_q)
+        p = {name: value.to(dtype) for name, value in parameters.items()}
+        rate = p.get("decay.log_rate")  # (S, 2)
+        windows = ops.align(tokens.to(dtype).unsqueeze(2), self.window, self.stride, None, None)
+        ops.check_ends(windows)
+        q = torch.einsum("sw,bwd->bsd", p["d"], ops.final_window(windows)[:, :, 0])  # copies where queries stand
+
+        def product(head: int, v: Tensor) -> Tensor:
+            log = None if rate is None else -rate[:, head].exp()
+            return ops.last_product(windows, p["w_q"][:, head], log, v, self.decay.structure)
+
+        count = ops.last_counts(windows).to(q.device)[:, None, None]
+        return self._predict(p, product, q, count).transpose(0, 1).to(tokens.dtype)
 
     @ops.full_precision
     def answer(self, state: ScanState, queries: Tensor) -> Tensor:
@@ -150,7 +172,10 @@ class PairReadout(nn.Module):
             scores = torch.einsum("bmad,bmd->bma", s, v)
             return torch.matmul(v, z[:, head]) + torch.einsum("bma,ac,bmcd->bmd", scores, w_q[head], s)
 
-        return self._predict(product, q, count.to(q.device)[:, None, None]).to(queries.dtype)
+        return self._predict(self._own(q), product, q, count.to(q.device)[:, None, None]).to(queries.dtype)
+
+    def _own(self, like: Tensor) -> Weights:
+        return {name: value.to(like.dtype) for name, value in self.named_parameters()}
 
     def _absorb(self, tokens: Tensor, state: ScanState | None, lengths: Tensor | None) -> tuple[ops.Windows, ScanState]:
         _check_tokens(tokens)
@@ -159,18 +184,18 @@ class PairReadout(nn.Module):
             stream, self.w_q, self.decay.log(), structure=self.decay.structure, stride=self.stride, state=state, lengths=lengths
         )
 
-    def _predict(self, product: Product, q: Tensor, count: Tensor) -> Tensor:
+    def _predict(self, p: Weights, product: Product, q: Tensor, count: Tensor) -> Tensor:
         share = 1 / count.clamp(min=1).to(q.dtype) if self.normalize else None
 
         def scaled(head: int, v: Tensor) -> Tensor:
             return product(head, v) if share is None else product(head, v) * share
 
-        r = self.solve(lambda v: scaled(1, v), q)
+        r = self.solve(p, lambda v: scaled(1, v), q)
         out = scaled(0, r)
         if self.skip is None:
             return out
-        rest = q - scaled(1, r) - self.alpha.to(q.dtype) * r
-        return out + torch.matmul(rest, self.skip.to(q.dtype).T)
+        rest = q - scaled(1, r) - p["alpha"][..., None] * r
+        return out + torch.matmul(rest.unsqueeze(-2), p["skip"].mT).squeeze(-2)
 
 
 def _check_tokens(tokens: Tensor) -> None:
@@ -229,15 +254,18 @@ class IteratedReadout(PairReadout):
     def extra_repr(self) -> str:
         return f"k={len(self.rates)}, window={self.window}, stride={self.stride}"
 
-    def solve(self, apply_b: Callable[[Tensor], Tensor], q: Tensor) -> Tensor:
-        rates, alpha = self.rates.to(q.dtype), self.alpha.to(q.dtype)
+    def solve(self, p: Weights, apply_b: Callable[[Tensor], Tensor], q: Tensor) -> Tensor:
+        alpha = p["alpha"][..., None]
+        rates, momenta, lookaheads = (
+            p[name].unsqueeze(-1).unbind(-2) if name in p else () for name in ("rates", "momenta", "lookaheads")
+        )
         r = rates[0] * q
         step = r
         for t in range(1, len(rates)):
-            point = r if self.lookaheads is None else r + self.lookaheads[t - 1].to(q.dtype) * step
+            point = r + lookaheads[t - 1] * step if lookaheads else r
             new = r + rates[t] * (q - apply_b(point) - alpha * point)
-            if self.momenta is not None:
-                new = new + self.momenta[t - 1].to(q.dtype) * step
+            if momenta:
+                new = new + momenta[t - 1] * step
             r, step = new, new - r
         return r
 
@@ -263,8 +291,8 @@ class ConjugateGradientReadout(PairReadout):
         self.k = k
         self.reset_parameters()
 
-    def solve(self, apply_b: Callable[[Tensor], Tensor], q: Tensor) -> Tensor:
-        alpha = self.alpha.to(q.dtype)
+    def solve(self, p: Weights, apply_b: Callable[[Tensor], Tensor], q: Tensor) -> Tensor:
+        alpha = p["alpha"][..., None]
         r = torch.zeros_like(q)
         residual = direction = q
         size = first = (q * q).sum(-1, keepdim=True)
@@ -305,9 +333,9 @@ class NewtonReadout(PairReadout):
         self.k = k
         self.reset_parameters()
 
-    def solve(self, apply_b: Callable[[Tensor], Tensor], q: Tensor) -> Tensor:
+    def solve(self, p: Weights, apply_b: Callable[[Tensor], Tensor], q: Tensor) -> Tensor:
         eye = torch.eye(q.shape[-1], dtype=q.dtype, device=q.device)
-        g = torch.stack([apply_b(e.expand_as(q)) for e in eye], dim=-1) + self.alpha.to(q.dtype) * eye  # (B, M, D, D)
+        g = torch.stack([apply_b(e.expand_as(q)) for e in eye], dim=-1) + p["alpha"][..., None, None] * eye  # (B, M, D, D)
         scale = torch.linalg.matrix_norm(g, 1) * torch.linalg.matrix_norm(g, float("inf"))
         x = g.transpose(-1, -2) / scale.clamp(min=torch.finfo(q.dtype).tiny)[..., None, None]
         for _ in range(self.k):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import chunked, decay, reference
-from .last import absorb, check_ends, final_window, last_counts, last_output, last_window, next_count, next_windows
+from .last import absorb, check_ends, final_window, last_counts, last_output, last_product, last_window, next_count, next_windows
 from .windows import ScanState, Windows, align, carry_dtype, compute_dtype, full_precision, windows_in, zero_state
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "gd_scan",
     "last_counts",
     "last_output",
+    "last_product",
     "last_window",
     "next_count",
     "next_windows",

@@ -37,26 +37,33 @@ def last_window(
     dtype = compute_dtype(tokens, w_q)
     windows = align(tokens.to(dtype).unsqueeze(2), w_q.shape[1], stride, _shared(state), lengths)
     check_ends(windows)
-    w_q = w_q.to(dtype)
     q = torch.bmm(d.to(dtype).expand(len(tokens), -1, -1), final_window(windows)[:, :, 0])  # (B, G, D)
     mapped = q if key_map is None else torch.einsum("gij,bgj->bgi", key_map.to(dtype), q)
-    age = _ages(windows)
-    if structure == "full":
-        assert log_decay is not None
-        out = _full(windows, w_q, log_decay.to(dtype), mapped, age)
-    elif structure == "row":
-        assert log_decay is not None
-        out = _row(windows, w_q, log_decay.to(dtype), mapped, age)
-    else:
-        span = (windows.count - 1) * stride + windows.width
-        used = windows.stream[:, windows.start : windows.start + span, 0]
-        log = None if log_decay is None else log_decay.to(dtype)
-        out = ScalarReadout.apply(used, mapped, w_q, log, stride, age, windows.valid)
+    out = last_product(windows, w_q, log_decay, mapped, structure)
     if state is not None:
         gone = (last_counts(windows) - windows.before).to(q.device)  # windows of this call, per sequence
         z = _power(decays.make(log_decay, structure, q.device), gone) * state.z
         out = out + torch.einsum("bgij,bgi->bgj", z.to(dtype), mapped)
     return out, q, windows
+
+
+def last_product(windows: Windows, w_q: Tensor, log_decay: Tensor | None, v: Tensor, structure: str) -> Tensor:
+    """Z^T v of each sequence's last window, from Z = 0 before the first: w_q (G, W, W), v (B, G, D) -> (B, G, D).
+
+    log_decay as `structure` says; v in the windows' dtype.
+    """
+    age, dtype = _ages(windows), v.dtype
+    w_q, log = w_q.to(dtype), None if log_decay is None else log_decay.to(dtype)
+    if structure == "full":
+        assert log is not None
+        return _full(windows, w_q, log, v, age)
+    if structure == "row":
+        assert log is not None
+        return _row(windows, w_q, log, v, age)
+    span = (windows.count - 1) * windows.stride + windows.width
+    used = windows.stream[:, windows.start : windows.start + span, 0]
+    out: Tensor = ScalarReadout.apply(used, v, w_q, log, windows.stride, age, windows.valid)
+    return out
 
 
 def last_output(tokens: Tensor, d: Tensor, w_q: Tensor, rate: Tensor | None, c: Tensor, heads: int, stride: int) -> Tensor:
