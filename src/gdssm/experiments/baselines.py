@@ -91,6 +91,7 @@ def outcome(sizes: Preset, results: Mapping[str, dict[str, Any]]) -> Outcome:
     """Claims, the table of all cells, figures, and the answers to the questions."""
     by_cell = {cell: results[cell.name] for cell in sizes.cells}
     training, task = sizes.training, sizes.training.task
+    text = comparison.answers(by_cell, training.steps, training.batch)
     record = {
         "experiment": "baselines",
         "title": TITLE,
@@ -111,7 +112,7 @@ def outcome(sizes: Preset, results: Mapping[str, dict[str, Any]]) -> Outcome:
             "parameters of a model, where matched": sizes.parameters,
             "state of a layer, where matched": sizes.state,
         },
-        "blocks": as_records([comparison.answers(by_cell), *comparison.figures(by_cell), comparison.table(by_cell)]),
+        "blocks": as_records([text, *comparison.figures(by_cell), comparison.table(by_cell)]),
     }
     return Outcome(tuple(_claims(by_cell, results["von-oswald"], results["construction"])), record, sizes.seeds)
 

@@ -127,8 +127,8 @@ def _group(cell: Cell) -> str:
     return f"{cell.inputs}, {counted(cell.layers, 'layer')}"
 
 
-def answers(results: Results) -> Text:
-    """The questions that reviewers of the paper asked, answered from the numbers."""
+def answers(results: Results, updates: int, tasks: int) -> Text:
+    """The questions that reviewers of the paper asked, answered from the numbers; updates of so many tasks trained them."""
     return Text(
         "What the numbers answer",
         (
@@ -137,6 +137,9 @@ def answers(results: Results) -> Text:
             _depth(results),
             _single(results),
             _sizes(results),
+            f"What this does not say: every entry had {updates:,} updates of {tasks} tasks. For the layers without a gate it is "
+            "a matter of form that they learn nothing; of every other entry it says that it did not learn within this budget, "
+            "not that it cannot. Depth in particular lengthens the plateau at the start.",
         ),
     )
 
