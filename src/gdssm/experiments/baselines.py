@@ -28,6 +28,7 @@ from ..tasks import Context, LinearRegression
 from ..tokens import as_predictor
 from ..views import HELD_OUT_SEED
 from . import Outcome, Sizes, comparison
+from .ablation import PARTS
 from .claims import Claim
 from .contenders import CONTENDERS, Cell, build, cells, state_size, width_for
 from .jobs import Job
@@ -144,15 +145,14 @@ def _claims(results: comparison.Results, attention: comparison.Result, built: Ma
     claims.append(Claim("two_layers_on_tokens_reached", "hypothesis", 0.0, share(free, "tokens", 2), "<=", 0.0))
     for name in ("linear_attention", "gated_linear_attention", "delta_net"):
         claims.append(Claim(f"{name}_on_windows_reached", "hypothesis", 1.0, share([name], "windows", 1), ">=", 0.8))
-    for part, predicted in (("input_gate", "zero"), ("output_gate", "zero"), ("decay", "one_step")):
-        result = results[Cell(f"without_{part}")]
-        value = comparison.middle(result)
-        value = math.inf if value is None else value
-        if predicted == "zero":
-            claims.append(Claim(f"without_{part}_over_zero", "hypothesis", 1.0, value / result["zero_ratio"], ">=", 0.98))
-        else:
-            claims.append(Claim(f"without_{part}_loss_ratio", "hypothesis", 1.0, value, "<=", EXACT[0]))
-    return claims
+    losses = {part: comparison.middle(results[Cell(f"without_{part}")]) or math.inf for part in PARTS}  # a loss is never 0
+    zero = results[Cell("gdssm")]["zero_ratio"]
+    return [
+        *claims,
+        Claim("without_input_gate_over_zero", "hypothesis", 1.0, losses["input_gate"] / zero, ">=", 0.98),
+        Claim("without_output_gate_over_zero", "hypothesis", 1.0, losses["output_gate"] / zero, ">=", 0.98),
+        Claim("without_decay_loss_ratio", "hypothesis", 1.0, losses["decay"], "<=", EXACT[0]),
+    ]
 
 
 def _all(copies: Sequence[Mapping[str, float]], key: str, seeds: int, missing: float) -> list[float]:
