@@ -51,8 +51,9 @@ def reproduce(
     from .settings import LARGEST_SEED
 
     if list_:
+        width = max(map(len, EXPERIMENTS))
         for name, (_, summary) in EXPERIMENTS.items():
-            print(f"{name:12} {summary}")
+            print(f"{name:{width}}  {summary}")
         return 0
     chosen = named(names)
     if seeds is not None:

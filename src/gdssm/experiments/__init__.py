@@ -28,6 +28,7 @@ EXPERIMENTS = {
         "does the trained layer stay gradient descent on other tasks than those of training?",
     ),
     "window": ("window", "how wide must the window be, and does the order within pairs matter?"),
+    "multi-step": ("multi_step", "what do k steps become when trained: at a readout, as the paper's block, in stacked layers?"),
 }
 PRESETS = ("quick", "paper")
 MOST_SEEDS = 10_000
