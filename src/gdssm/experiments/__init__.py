@@ -27,6 +27,7 @@ EXPERIMENTS = {
         "what is predicted far beyond the range of training, and is there a largest prediction?",
     ),
     "minibatch": ("minibatch", "which gradient descent in minibatches can a diagonal state do, and what does it gain?"),
+    "scaling": ("scaling", "how do time and memory of training grow with context, features, tasks, seeds and threads?"),
     "solver-race": ("solver_race", "how many steps does each solver at the readout need, and is it on its theoretical rate?"),
 }
 PRESETS = ("quick", "paper")
