@@ -22,6 +22,12 @@ from .jobs import Job, run_jobs
 EXPERIMENTS = {
     "one-step": ("one_step", "does a randomly initialised layer become one step of gradient descent?"),
     "baselines": ("baselines", "which other architectures become it, with and without the window, in one and two layers?"),
+    "boundary-values": (
+        "boundary_values",
+        "what is predicted far beyond the range of training, and is there a largest prediction?",
+    ),
+    "minibatch": ("minibatch", "which gradient descent in minibatches can a diagonal state do, and what does it gain?"),
+    "scaling": ("scaling", "how do time and memory of training grow with context, features, tasks, seeds and threads?"),
     "solver-race": ("solver_race", "how many steps does each solver at the readout need, and is it on its theoretical rate?"),
     "out-of-distribution": (
         "out_of_distribution",
