@@ -26,6 +26,7 @@ EXPERIMENTS = {
         "out_of_distribution",
         "does the trained layer stay gradient descent on other tasks than those of training?",
     ),
+    "length-shift": ("length_shift", "which form of the learning rate stays right at lengths that were not trained?"),
 }
 PRESETS = ("quick", "paper")
 MOST_SEEDS = 10_000
