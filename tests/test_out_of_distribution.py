@@ -119,8 +119,8 @@ def test_one_seed_in_one_setting_is_enough_to_fail(sweep):
 
 def test_rates_and_closed_forms_are_held_to():
     results = made_up(TINY)
-    assert failing({"all": results["all"] | {"effective": [1.0, 0.985]}}) == {"effective_rate_error"}
-    assert failing({"all": results["all"] | {"effective": [1.0, None]}}) == {"effective_rate_error"}
+    assert failing({"all": results["all"] | {"effective": [1.0, 0.985]}}) == {"effective_eta_error"}
+    assert failing({"all": results["all"] | {"effective": [1.0, None]}}) == {"effective_eta_error"}
     shown = results["all"]["shifts"]
     shown[0]["computed"] *= 1.1
     assert failing(results) == {"gd_loss_over_closed_form"}

@@ -38,18 +38,17 @@ def test_a_seed_that_diverges_is_none():
     found = trainings.train_seeds(make, (0, 1), (1e25,), CONFIG)
     assert found.modules == found.predictors == (None, None)
     assert found.rates == {1e25: None}
-    assert trainings.measured(None, None, None) is None
 
 
-def test_measured_is_none_for_predictions_that_are_not_finite():
+def test_measured_is_none_without_predictions_that_are_finite():
     context = trainings.held_out(TASK, 10)
-    gd = learners.predictor(learners.gradient_descent, lr=2.0)
-    assert trainings.measured(gd, gd, context) == {
-        "loss": pytest.approx(squared_loss(gd(context), context.y_query)),
-        "loss_ratio": 1.0,
-        "cosine": pytest.approx(1),
-    }
-    assert trainings.measured(lambda context: gd(context) / 0, gd, context) is None
+    gd, half = (learners.predictor(learners.gradient_descent, lr=lr) for lr in (2.0, 1.0))
+    same, missing, wrong, other = trainings.measured([gd, None, lambda context: gd(context) / 0, half], gd, context)
+    assert missing is wrong is None
+    loss = squared_loss(gd(context), context.y_query)
+    assert same == pytest.approx({"loss": loss, "loss_ratio": 1.0, "sensitivity_cosine": 1.0, "reference_loss": loss})
+    assert other["loss_ratio"] == pytest.approx(squared_loss(half(context), context.y_query) / loss)
+    assert other["sensitivity_cosine"] == pytest.approx(1)
 
 
 def test_the_effective_rate_of_a_step_is_its_rate():

@@ -168,7 +168,7 @@ def outcome(sizes: Preset, results: Mapping[str, dict[str, Any]]) -> Outcome:
         Claim(f"{sweep}_loss_ratio", "replication", 1.0, _worst(_of(shown, sweep)), "<=", 1.02) for sweep in (*SWEEPS, "input_law")
     ]
     off = max((abs(rate - 1) if rate is not None else float("inf")) for rate in found["effective"])
-    claims.append(Claim("effective_rate_error", "replication", 0.0, off, "<=", 0.01))
+    claims.append(Claim("effective_eta_error", "replication", 0.0, off, "<=", 0.01))
     claims.append(Claim("gd_loss_over_closed_form", "hypothesis", 1.0, _furthest(shown), "between", (0.95, 1.05)))
     blocks: list[Block] = [_answer(sizes, found), *(_figure(sweep, _of(shown, sweep), found) for sweep in SWEEPS)]
     blocks += [_laws(_of(shown, "input_law")), _table(shown)]

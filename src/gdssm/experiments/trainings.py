@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import learners, theory
-from ..analysis import NonFinitePredictionError, alignment, squared_loss
+from ..analysis import NonFinitePredictionError, compare, sensitivity, squared_loss
 from ..copies import train_copies
 from ..ensemble import Ensemble
 from ..settings import TrainConfig, evaluation_steps
@@ -100,15 +100,17 @@ def train_seeds(
     )
 
 
-def measured(predictor: Predictor | None, reference: Predictor, context: Context) -> dict[str, float] | None:
-    """Loss, loss ratio and cosine beside a reference; None where there is no module or its predictions are not finite."""
-    if predictor is None:
-        return None
-    try:
-        found = alignment(predictor, reference, context)
-    except NonFinitePredictionError:
-        return None
-    return {"loss": found.loss, "loss_ratio": found.loss_ratio, "cosine": found.sensitivity_cosine}
+def measured(predictors: Sequence[Predictor | None], reference: Predictor, context: Context) -> list[dict[str, float] | None]:
+    """Loss, loss ratio and cosine of each beside a reference; None without a module or with predictions that are not finite."""
+    wanted, found = sensitivity(reference, context), list[dict[str, float] | None]()
+    for predictor in predictors:
+        try:
+            one = None if predictor is None else compare(sensitivity(predictor, context), wanted, target_of(context))
+        except NonFinitePredictionError:
+            one = None
+        shown = ("loss", "loss_ratio", "sensitivity_cosine", "reference_loss")
+        found.append(None if one is None else {name: getattr(one, name) for name in shown})
+    return found
 
 
 @torch.no_grad()
