@@ -23,6 +23,7 @@ EXPERIMENTS = {
     "one-step": ("one_step", "does a randomly initialised layer become one step of gradient descent?"),
     "baselines": ("baselines", "which other architectures become it, with and without the window, in one and two layers?"),
     "window": ("window", "how wide must the window be, and does the order within pairs matter?"),
+    "drift": ("drift", "does a learned decay forget at the best rate where the task drifts?"),
 }
 PRESETS = ("quick", "paper")
 MOST_SEEDS = 10_000

@@ -1,6 +1,8 @@
 """Tasks to learn in context: each sampler gives Contexts as a pure function of a seed and a step."""
 
 from .context import Context, Predictor
+from .drifting import DriftingRegression
 from .linear import LinearRegression
+from .shifted import ShiftedRegression
 
-__all__ = ["Context", "LinearRegression", "Predictor"]
+__all__ = ["Context", "DriftingRegression", "LinearRegression", "Predictor", "ShiftedRegression"]
