@@ -2,7 +2,8 @@
 
 Setting: x with i.i.d. zero-mean entries of variance s and fourth moment m4, W with i.i.d. zero-mean entries of
 variance w, y = W x + noise of variance v, N examples, d inputs; prediction c (sum_i y_i x_i^T) x_query against the
-noise-free target. For k steps, the best polynomial over sampled eigenvalues.
+noise-free target. For k steps, the best polynomial over sampled eigenvalues. For weights that drift, the same step with
+examples weighed by age. For inputs of unequal variances, the best preconditioner.
 """
 
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 from .config import check_count, check_number
 
 if TYPE_CHECKING:
+    import numpy as np
     import numpy.typing as npt
 
 
@@ -84,3 +86,98 @@ def best_polynomial(eigenvalues: "npt.ArrayLike", steps: int) -> tuple[tuple[flo
     if len(roots) < steps or np.abs(roots.imag).max() > 1e-6 * most or roots.real.min() <= 0:
         raise ValueError(f"steps is {steps}, which is too many for the roots of the polynomial to be told apart")
     return tuple(sorted(float(1 / root) for root in roots.real)), minimum
+
+
+def forgetting_step(
+    n: int, d: int, *, correlation: float, forgetting: float, x_var: float, x_fourth_moment: float
+) -> tuple[float, float]:
+    """One step whose examples weigh forgetting^(N-k), where W drifts: best (lr, loss), per output, without noise.
+
+        W_{k+1} = rho W_k + sqrt(1 - rho^2) N(0, 1),   W_1 ~ N(0, 1),   prediction c sum_k u_k y_k x_k^T x_query,
+        u_k = forgetting^(N-k),   y_query = W_{N+1} x_query,   lr = N c
+        loss = 0.5 [d s - 2 c d s^2 sum_k u_k rho^(N+1-k) + c^2 s Q]
+        Q = sum_k u_k^2 (d m4 + d (d-1) s^2) + sum_{k != l} u_k u_l rho^|k-l| d s^2
+
+    minimised over c. Without noise a variance w of W's entries multiplies the loss and leaves the rate. ValueError as for
+    one_step_optimum, and for correlation or forgetting outside [0, 1].
+    """
+    import numpy as np
+
+    check_count("n", n)
+    check_count("d", d)
+    check_number("correlation", correlation, least=0, most=1)
+    check_number("forgetting", forgetting, least=0, most=1)
+    check_number("x_var", x_var, above=0)
+    check_number("x_fourth_moment", x_fourth_moment, least=x_var**2)
+    s, age = x_var, np.arange(n - 1, -1, -1)
+    u = np.power(float(forgetting), age)
+    reach = float(u @ np.power(float(correlation), age + 1))
+    pairs = float(u @ np.power(float(correlation), np.abs(age[:, None] - age)) @ u)
+    own = float(u @ u)
+    square = own * (d * x_fourth_moment + d * (d - 1) * s**2) + (pairs - own) * d * s**2
+    c = d * s * reach / square
+    return n * c, 0.5 * d * s * (1 - c * s * reach)
+
+
+def best_forgetting(n: int, d: int, *, correlation: float, x_var: float, x_fourth_moment: float) -> tuple[float, float, float]:
+    """The forgetting factor in [0, 1] with the least loss of forgetting_step: (forgetting, lr, loss); the same errors.
+
+    By golden-section search: the loss has one minimum over the factor. To about 1e-7, for around it the loss is flat.
+    """
+    moments = {"correlation": correlation, "x_var": x_var, "x_fourth_moment": x_fourth_moment}
+
+    def loss(forgetting: float) -> float:
+        return forgetting_step(n, d, forgetting=forgetting, **moments)[1]
+
+    low, high, share = 0.0, 1.0, (5**0.5 - 1) / 2
+    while high - low > 1e-8:
+        left, right = high - share * (high - low), low + share * (high - low)
+        if loss(left) < loss(right):
+            high = right
+        else:
+            low = left
+    best = min((low, high, 1.0), key=loss)
+    return best, *forgetting_step(n, d, forgetting=best, **moments)
+
+
+def preconditioned_step(
+    n: int, *, variances: "npt.ArrayLike", fourth_moments: "npt.ArrayLike", noise_var: float = 0.0, weight_var: float = 1.0
+) -> tuple[tuple[float, ...], float]:
+    """The best diagonal preconditioner of one step, for inputs of unequal variances: its rates and the expected loss.
+
+        prediction W = sum_k y_k x_k^T diag(p),   x with independent zero-mean entries of variances s_i, fourth moments m_i
+        loss = 0.5 w sum_i s_i (1 - 2 N s_i p_i + e_i p_i^2)
+        e_i = N (m_i + s_i sum_{j != i} s_j) + N (N-1) s_i^2 + N s_i v / w
+
+    per output, at its minimum p_i = N s_i / e_i. No full matrix does better, for the mean of (sum x x^T)^2 is diagonal too.
+    ValueError for n < 1, arrays of other shapes than (d,) or of unequal ones, and moments that no distribution has.
+    """
+    s, e = _step_moments(n, variances, fourth_moments, noise_var, weight_var)
+    rates = n * s / e
+    return tuple(rates.tolist()), float(0.5 * weight_var * (s * (1 - n * s * rates)).sum())
+
+
+def scalar_step(
+    n: int, *, variances: "npt.ArrayLike", fourth_moments: "npt.ArrayLike", noise_var: float = 0.0, weight_var: float = 1.0
+) -> tuple[float, float]:
+    """As preconditioned_step with all p_i equal: the best rate per summed example, c = lr / N, and the expected loss."""
+    s, e = _step_moments(n, variances, fourth_moments, noise_var, weight_var)
+    rate = float(n * (s @ s) / (s @ e))
+    return rate, float(0.5 * weight_var * (s.sum() - n * (s @ s) * rate))
+
+
+def _step_moments(
+    n: int, variances: "npt.ArrayLike", fourth_moments: "npt.ArrayLike", noise_var: float, weight_var: float
+) -> "tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]":
+    """s_i and e_i of preconditioned_step, checked."""
+    import numpy as np
+
+    check_count("n", n)
+    check_number("noise_var", noise_var, least=0)
+    check_number("weight_var", weight_var, above=0)
+    s, m = np.asarray(variances, dtype=np.float64), np.asarray(fourth_moments, dtype=np.float64)
+    if s.ndim != 1 or s.size == 0 or s.shape != m.shape:
+        raise ValueError(f"variances and fourth_moments must be of one shape (d,), got {s.shape} and {m.shape}")
+    if not (np.isfinite(s).all() and np.isfinite(m).all() and (s > 0).all() and (m >= s**2 * (1 - 1e-12)).all()):
+        raise ValueError("variances must be > 0 and fourth_moments at least their squares, all finite")
+    return s, n * (m + s * (s.sum() - s)) + n * (n - 1) * s**2 + n * s * noise_var / weight_var

@@ -36,6 +36,7 @@ EXPERIMENTS = {
     "window": ("window", "how wide must the window be, and does the order within pairs matter?"),
     "multi-step": ("multi_step", "what do k steps become when trained: at a readout, as the paper's block, in stacked layers?"),
     "length-shift": ("length_shift", "which form of the learning rate stays right at lengths that were not trained?"),
+    "drift": ("drift", "does a learned decay forget at the best rate where the task drifts?"),
 }
 PRESETS = ("quick", "paper")
 MOST_SEEDS = 10_000

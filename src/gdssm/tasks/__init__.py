@@ -2,6 +2,9 @@
 
 from .context import Context, Predictor
 from .lengths import MixedLengths
+from .drifting import DriftingRegression
 from .linear import LinearRegression
+from .shifted import ShiftedRegression
 
 __all__ = ["Context", "LinearRegression", "MixedLengths", "Predictor"]
+__all__ = ["Context", "DriftingRegression", "LinearRegression", "Predictor", "ShiftedRegression"]
