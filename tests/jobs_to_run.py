@@ -4,6 +4,7 @@ Run as a program, it runs slow jobs on two processes and keeps results in a fold
 """
 
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -43,4 +44,5 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started the tests may have switched it off
     main(Path(sys.argv[1]))

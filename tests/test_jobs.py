@@ -84,14 +84,14 @@ def stopped(tmp_path: Path, sign: signal.Signals) -> tuple[subprocess.Popen, lis
     """The program after its quick jobs were kept and the signal was sent, and the ids of its workers."""
     program = [sys.executable, jobs_to_run.__file__, str(tmp_path / "jobs")]
     process = subprocess.Popen(program, stdout=subprocess.PIPE, text=True, start_new_session=True)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while len(list((tmp_path / "jobs").glob("quick-*.json"))) < 2:
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.05)
     workers = [json.loads(path.read_text())["result"]["pid"] for path in (tmp_path / "jobs").glob("quick-*.json")]
     (os.killpg if sign == signal.SIGINT else os.kill)(process.pid, sign)  # ctrl-C reaches the whole group
-    process.wait(30)
+    process.wait(120)
     return process, workers
 
 

@@ -66,10 +66,14 @@ def reproduce(
     _check_directory(out)
     if importlib.util.find_spec("matplotlib") is None:
         raise ConfigError("the report needs matplotlib, which is not installed: pip install 'gdssm[report]'")
+    return _reproduce(chosen, preset, seeds, seed, out, workers, fresh)
+
+
+def _reproduce(names: Sequence[str], preset: str, seeds: int | None, seed: int, out: Path, workers: int | None, fresh: bool) -> int:
     from .experiments import plan
     from .reproduced import Reproduction, cores
 
-    plans = [plan(name, preset, seeds, seed) for name in chosen]
+    plans = [plan(name, preset, seeds, seed) for name in names]
     run = Reproduction(plans, preset, out, workers=workers or cores(), fresh=fresh)
     try:
         return 0 if run.run() else EXIT_CLAIM

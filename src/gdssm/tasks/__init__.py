@@ -1,8 +1,8 @@
 """Tasks to learn in context: each sampler gives Contexts as a pure function of a seed and a step."""
 
 from .context import Context, Predictor
-from .lengths import MixedLengths
 from .drifting import DriftingRegression
+from .lengths import MixedLengths
 from .linear import LinearRegression
 from .shifted import ShiftedRegression
 
