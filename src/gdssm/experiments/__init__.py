@@ -22,6 +22,7 @@ from .jobs import Job, run_jobs
 EXPERIMENTS = {
     "one-step": ("one_step", "does a randomly initialised layer become one step of gradient descent?"),
     "baselines": ("baselines", "which other architectures become it, with and without the window, in one and two layers?"),
+    "nonlinear": ("nonlinear", "does an MLP in front learn features on which one gradient step fits sines?"),
     "multi-step": ("multi_step", "what do k steps become when trained: at a readout, as the paper's block, in stacked layers?"),
 }
 PRESETS = ("quick", "paper")
