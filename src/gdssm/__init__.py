@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .saving import load, ready_models, save
     from .settings import ModelConfig, TrainConfig
     from .state import State
-    from .tasks import Context, LinearRegression, Predictor
+    from .tasks import Context, LinearRegression, Predictor, SineRegression
     from .tokens import as_predictor
 
 _WHERE = {
@@ -33,6 +33,7 @@ _WHERE = {
     "NewtonReadout": "readouts",
     "Predictor": "tasks",
     "RandomFourierFeatures": "models",
+    "SineRegression": "tasks",
     "State": "state",
     "TrainConfig": "settings",
     "TwoStepBlock": "models",
@@ -58,6 +59,7 @@ __all__ = [
     "NewtonReadout",
     "Predictor",
     "RandomFourierFeatures",
+    "SineRegression",
     "State",
     "TrainConfig",
     "TwoStepBlock",

@@ -16,6 +16,7 @@ from .config import ConfigError, check_number
 from .ensemble import Adam, Ensemble
 from .progress import track
 from .settings import TrainConfig
+from .tasks import Sampler
 from .tokens import Layout, interleave
 from .train import Step, decay_columns, limited_threads, schedule, summed_loss
 
@@ -36,6 +37,7 @@ def train_copies(
     rates: Sequence[float],
     config: TrainConfig,
     *,
+    task: Sampler | None = None,
     layout: Layout = interleave,
     evaluate: Callable[[int, Ensemble], None] | None = None,
     evaluate_at: Collection[int] = (),
@@ -46,6 +48,7 @@ def train_copies(
     rates    one for each module
     config   its task, steps, batch, warmup, clip, beta1, beta2, data_seed and threads. What is trained, from which weights,
              how fast and in which dtype the modules and rates say: model, seeds, lr and dtype are not looked at
+    task     what to draw tasks from, in place of config.task
     layout   (x, y, x_query) -> tokens
     evaluate, evaluate_at, label   as in gdssm.train.train
 
@@ -59,7 +62,7 @@ def train_copies(
         check_number("rates", rate, above=0)
     if config.device != "cpu":
         raise ConfigError(f"device is {config.device!r}; allowed here: cpu")
-    grid = _Grid(Ensemble(modules), rates, config, layout)
+    grid = _Grid(Ensemble(modules), rates, config, config.task if task is None else task, layout)
     with limited_threads(config.threads):
         for step in track(config.steps, label):
             if evaluate is not None and step in evaluate_at:
@@ -71,8 +74,8 @@ def train_copies(
 class _Grid:
     """Copies under way. diverged (S,): the step at which a copy did, -1 where it has not."""
 
-    def __init__(self, ensemble: Ensemble, rates: Sequence[float], config: TrainConfig, layout: Layout) -> None:
-        self.ensemble, self.config, self.layout = ensemble, config, layout
+    def __init__(self, ensemble: Ensemble, rates: Sequence[float], config: TrainConfig, task: Sampler, layout: Layout) -> None:
+        self.ensemble, self.config, self.task, self.layout = ensemble, config, task, layout
         self.optimizer = Adam(ensemble, beta1=config.beta1, beta2=config.beta2)
         self.peaks = torch.tensor(rates, dtype=ensemble.flat.dtype)[:, None]  # (S, 1)
         self.decays = decay_columns(ensemble)
@@ -80,7 +83,7 @@ class _Grid:
 
     def advance(self, step: int) -> None:
         config, dtype = self.config, self.ensemble.flat.dtype
-        context = config.task.sample(config.batch, seed=config.data_seed, step=step, dtype=dtype)
+        context = self.task.sample(config.batch, seed=config.data_seed, step=step, dtype=dtype)
         assert context.y_query is not None
         found = self._differentiate(self.layout(context.x, context.y, context.x_query), context.y_query[:, 0])
         wrong = ~(found.losses() + found.norms).isfinite()

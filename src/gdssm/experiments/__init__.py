@@ -34,6 +34,7 @@ EXPERIMENTS = {
         "does the trained layer stay gradient descent on other tasks than those of training?",
     ),
     "window": ("window", "how wide must the window be, and does the order within pairs matter?"),
+    "nonlinear": ("nonlinear", "does an MLP in front learn features on which one gradient step fits sines?"),
     "multi-step": ("multi_step", "what do k steps become when trained: at a readout, as the paper's block, in stacked layers?"),
     "length-shift": ("length_shift", "which form of the learning rate stays right at lengths that were not trained?"),
     "drift": ("drift", "does a learned decay forget at the best rate where the task drifts?"),

@@ -8,3 +8,7 @@ from .shifted import ShiftedRegression
 
 __all__ = ["Context", "LinearRegression", "MixedLengths", "Predictor"]
 __all__ = ["Context", "DriftingRegression", "LinearRegression", "Predictor", "ShiftedRegression"]
+from .context import Sampler
+from .sine import SineRegression
+
+__all__ = ["Context", "LinearRegression", "Predictor", "Sampler", "SineRegression"]

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from ..show import summary
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -59,3 +60,11 @@ class Context:
 
 Predictor = Callable[[Context], "Tensor"]
 """Predictions (B, M, d_y) for a Context: the one convention for networks, constructions and explicit learners."""
+
+
+class Sampler(Protocol):
+    """A task: `batch` fresh contexts as a pure function of (seed, step)."""
+
+    def sample(
+        self, batch: int, *, seed: int, step: int = 0, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+    ) -> Context: ...
