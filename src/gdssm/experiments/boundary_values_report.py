@@ -133,13 +133,18 @@ def _answer(factors: Sequence[float], results: Results) -> Text:
             f"Far out in the targets {sum(grows)} of {len(grows)} trained layers stay linear. Training leaves small entries where "
             "the construction has zeros; they multiply a target or the query with itself, grow with the square or cube of the "
             "factor, and take over in the end. Predictions are within 10 % of linear up to a factor of "
-            f"{', '.join(reaches)} (seeds). Longer training makes the entries smaller, not zero."
+            f"{', '.join(reaches)} (least and most of the seeds). {_longer(factors, results)}"
         )
     return Text("Answer", tuple(paragraphs))
 
 
+def _longer(factors: Sequence[float], results: Results) -> str:
+    short, long = (min(reach(factors, values(results, model, "targets", "size"))) for model in ("gdssm", "gdssm-longer"))
+    return "Longer training moves the bound out." if long > short else "Longer training did not move the bound out."
+
+
 def _powers(found: Sequence[float]) -> str:
-    return f"{found[0] + 0.0:.2f} to {found[-1] + 0.0:.2f}"
+    return f"{round(found[0], 2) + 0.0:.2f} to {round(found[-1], 2) + 0.0:.2f}"  # + 0.0: no minus at zero
 
 
 def _unit(factors: Sequence[float]) -> int:

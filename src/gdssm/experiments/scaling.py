@@ -87,9 +87,15 @@ def measured(sizes: Preset, axis: str, decay: str) -> dict[str, Any]:
     values = {"examples": sizes.examples, "features": sizes.features, "batch": sizes.batches, "copies": sizes.copies}[axis]
     configs = [configuration(sizes, axis, value, decay) for value in values]
     with limited_threads(1):
-        seconds = [step_seconds(config, sizes.seconds, sizes.blocks) for config in configs]
+        timed = [step_seconds(config, sizes.seconds, sizes.blocks) for config in configs]
         drawing = [drawing_seconds(config) for config in configs]
-    return {"sizes": list(values), "seconds": seconds, "drawing": drawing, "bytes": [kept_bytes(config) for config in configs]}
+    return {
+        "sizes": list(values),
+        "seconds": [least for least, _ in timed],
+        "slowest": [most for _, most in timed],
+        "drawing": drawing,
+        "bytes": [kept_bytes(config) for config in configs],
+    }
 
 
 def threaded(sizes: Preset) -> dict[str, Any]:
@@ -98,22 +104,22 @@ def threaded(sizes: Preset) -> dict[str, Any]:
     found = []
     for count in sizes.threads:
         with limited_threads(count):
-            found.append(step_seconds(config, sizes.seconds, sizes.blocks, clock=time.monotonic))
+            found.append(step_seconds(config, sizes.seconds, sizes.blocks, clock=time.monotonic)[0])
     return {"sizes": list(sizes.threads), "seconds": found}
 
 
-def step_seconds(config: TrainConfig, seconds: float, blocks: int, clock: Any = time.process_time) -> float:
-    """Least mean time of a training step over blocks of at least so many seconds and one step."""
+def step_seconds(config: TrainConfig, seconds: float, blocks: int, clock: Any = time.process_time) -> tuple[float, float]:
+    """Least and largest mean time of a training step, over blocks of at least so many seconds and one step."""
     training = Training(config)
     training.advance()  # the first step allocates
-    best = float("inf")
+    found = []
     for _ in range(blocks):
         start, steps = clock(), 0
         while steps == 0 or clock() - start < seconds:
             training.advance()
             steps += 1
-        best = min(best, (clock() - start) / steps)
-    return best
+        found.append((clock() - start) / steps)
+    return min(found), max(found)
 
 
 def drawing_seconds(config: TrainConfig) -> float:

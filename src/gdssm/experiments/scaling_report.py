@@ -100,7 +100,9 @@ def _figure(axis: str, label: str, what: str, decays: Sequence[str], results: Re
     for decay in decays:
         result = results[f"{axis}-{decay}"]
         scale = 1e3 if what == "seconds" else 1 / 2**20
-        series.append(Series(TITLES[decay], tuple(result["sizes"]), tuple(value * scale for value in result[what])))
+        low = tuple(value * scale for value in result[what])
+        high = tuple(value * scale for value in result["slowest"]) if what == "seconds" else None
+        series.append(Series(TITLES[decay], tuple(result["sizes"]), low, None if high is None else low, high))
     first = results[f"{axis}-{decays[0]}"]
     top, scale = first["sizes"][-1], 1e3 if what == "seconds" else 1 / 2**20
     line = tuple(first[what][-1] * scale * size / top for size in first["sizes"])
@@ -111,7 +113,8 @@ def _figure(axis: str, label: str, what: str, decays: Sequence[str], results: Re
         label,
         "CPU milliseconds per step" if what == "seconds" else "MiB kept for the backward pass",
         tuple(series),
-        "The dashed line is proportional to the size and meets the curve of one decay per head at its end.",
+        "The dashed line is proportional to the size and meets the curve of one decay per head at its end."
+        + (" Curves are the fastest of several blocks of steps, bands reach to the slowest." if what == "seconds" else ""),
         x_log=True,
         y_log=True,
     )
