@@ -27,6 +27,7 @@ EXPERIMENTS = {
         "does the trained layer stay gradient descent on other tasks than those of training?",
     ),
     "length-shift": ("length_shift", "which form of the learning rate stays right at lengths that were not trained?"),
+    "dimensions": ("dimensions", "does training find it for 5 to 50 inputs and contexts of 5 to 200 examples?"),
 }
 PRESETS = ("quick", "paper")
 MOST_SEEDS = 10_000
