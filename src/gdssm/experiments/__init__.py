@@ -38,6 +38,7 @@ EXPERIMENTS = {
     "multi-step": ("multi_step", "what do k steps become when trained: at a readout, as the paper's block, in stacked layers?"),
     "length-shift": ("length_shift", "which form of the learning rate stays right at lengths that were not trained?"),
     "drift": ("drift", "does a learned decay forget at the best rate where the task drifts?"),
+    "dimensions": ("dimensions", "does training find it for 5 to 50 inputs and contexts of 5 to 200 examples?"),
 }
 PRESETS = ("quick", "paper")
 MOST_SEEDS = 10_000
