@@ -24,6 +24,7 @@ EXPERIMENTS = {
     "baselines": ("baselines", "which other architectures become it, with and without the window, in one and two layers?"),
     "window": ("window", "how wide must the window be, and does the order within pairs matter?"),
     "drift": ("drift", "does a learned decay forget at the best rate where the task drifts?"),
+    "preconditioning": ("preconditioning", "what do a matrix on the input side and a linear skip add to one step?"),
 }
 PRESETS = ("quick", "paper")
 MOST_SEEDS = 10_000
