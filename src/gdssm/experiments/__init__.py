@@ -25,6 +25,7 @@ EXPERIMENTS = {
     "window": ("window", "how wide must the window be, and does the order within pairs matter?"),
     "drift": ("drift", "does a learned decay forget at the best rate where the task drifts?"),
     "preconditioning": ("preconditioning", "what do a matrix on the input side and a linear skip add to one step?"),
+    "learning-dynamics": ("learning_dynamics", "in what order does training learn directions of unequal variance?"),
 }
 PRESETS = ("quick", "paper")
 MOST_SEEDS = 10_000
