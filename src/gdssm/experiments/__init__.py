@@ -39,6 +39,8 @@ EXPERIMENTS = {
     "length-shift": ("length_shift", "which form of the learning rate stays right at lengths that were not trained?"),
     "drift": ("drift", "does a learned decay forget at the best rate where the task drifts?"),
     "dimensions": ("dimensions", "does training find it for 5 to 50 inputs and contexts of 5 to 200 examples?"),
+    "preconditioning": ("preconditioning", "what do a matrix on the input side and a linear skip add to one step?"),
+    "learning-dynamics": ("learning_dynamics", "in what order does training learn directions of unequal variance?"),
 }
 PRESETS = ("quick", "paper")
 MOST_SEEDS = 10_000
