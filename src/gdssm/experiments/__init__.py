@@ -28,6 +28,7 @@ EXPERIMENTS = {
     ),
     "length-shift": ("length_shift", "which form of the learning rate stays right at lengths that were not trained?"),
     "dimensions": ("dimensions", "does training find it for 5 to 50 inputs and contexts of 5 to 200 examples?"),
+    "token-layouts": ("token_layouts", "does training find it in every layout of the tokens?"),
 }
 PRESETS = ("quick", "paper")
 MOST_SEEDS = 10_000
