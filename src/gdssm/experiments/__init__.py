@@ -41,6 +41,7 @@ EXPERIMENTS = {
     "dimensions": ("dimensions", "does training find it for 5 to 50 inputs and contexts of 5 to 200 examples?"),
     "preconditioning": ("preconditioning", "what do a matrix on the input side and a linear skip add to one step?"),
     "learning-dynamics": ("learning_dynamics", "in what order does training learn directions of unequal variance?"),
+    "token-layouts": ("token_layouts", "does training find it in every layout of the tokens?"),
 }
 PRESETS = ("quick", "paper")
 MOST_SEEDS = 10_000
