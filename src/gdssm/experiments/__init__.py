@@ -21,27 +21,27 @@ from .jobs import Job, run_jobs
 
 EXPERIMENTS = {
     "one-step": ("one_step", "does a randomly initialised layer become one step of gradient descent?"),
-    "baselines": ("baselines", "which other architectures become it, with and without the window, in one and two layers?"),
-    "boundary-values": (
-        "boundary_values",
-        "what is predicted far beyond the range of training, and is there a largest prediction?",
-    ),
+    "token-layouts": ("token_layouts", "does training find it in every layout of the tokens?"),
+    "multi-step": ("multi_step", "what do k steps become when trained: at a readout, as the paper's block, in stacked layers?"),
     "minibatch": ("minibatch", "which gradient descent in minibatches can a diagonal state do, and what does it gain?"),
-    "scaling": ("scaling", "how do time and memory of training grow with context, features, tasks, seeds and threads?"),
     "solver-race": ("solver_race", "how many steps does each solver at the readout need, and is it on its theoretical rate?"),
+    "nonlinear": ("nonlinear", "does an MLP in front learn features on which one gradient step fits sines?"),
     "out-of-distribution": (
         "out_of_distribution",
         "does the trained layer stay gradient descent on other tasks than those of training?",
     ),
-    "window": ("window", "how wide must the window be, and does the order within pairs matter?"),
-    "nonlinear": ("nonlinear", "does an MLP in front learn features on which one gradient step fits sines?"),
-    "multi-step": ("multi_step", "what do k steps become when trained: at a readout, as the paper's block, in stacked layers?"),
+    "boundary-values": (
+        "boundary_values",
+        "what is predicted far beyond the range of training, and is there a largest prediction?",
+    ),
+    "dimensions": ("dimensions", "does training find it for 5 to 50 inputs and contexts of 5 to 200 examples?"),
     "length-shift": ("length_shift", "which form of the learning rate stays right at lengths that were not trained?"),
     "drift": ("drift", "does a learned decay forget at the best rate where the task drifts?"),
-    "dimensions": ("dimensions", "does training find it for 5 to 50 inputs and contexts of 5 to 200 examples?"),
     "preconditioning": ("preconditioning", "what do a matrix on the input side and a linear skip add to one step?"),
     "learning-dynamics": ("learning_dynamics", "in what order does training learn directions of unequal variance?"),
-    "token-layouts": ("token_layouts", "does training find it in every layout of the tokens?"),
+    "window": ("window", "how wide must the window be, and does the order within pairs matter?"),
+    "scaling": ("scaling", "how do time and memory of training grow with context, features, tasks, seeds and threads?"),
+    "baselines": ("baselines", "which other architectures become it, with and without the window, in one and two layers?"),
 }
 PRESETS = ("quick", "paper")
 MOST_SEEDS = 10_000
