@@ -137,7 +137,7 @@ def test_nothing_measured_is_no_yes():
 def test_runs_without_claims_do_not_count(tmp_path):
     save(tmp_path, make_results(), make_record(variants=[]))
     save(tmp_path, make_results(experiment="mine", claims=[]), make_record(variants=[]), "mine")
-    assert "Yes: 1 of 1 experiment came out as the theory says." in write_report(tmp_path).read_text()
+    assert "All claims hold in 1 of 1 experiment.</p>" in write_report(tmp_path).read_text()
     save(tmp_path, make_results(claims=[]), make_record(variants=[]))
     text = write_report(tmp_path).read_text()
     assert "</strong> No claims were tested.</p>" in text
@@ -211,7 +211,7 @@ def test_several_experiments_are_counted_and_linked(tmp_path):
     (tmp_path / "notes").mkdir()  # not an experiment
     text = write_report(tmp_path).read_text()
     page = Page(text)
-    assert "Not entirely: 1 of 2 experiments came out as the theory says." in text
+    assert "All claims hold in 1 of 2 experiments. In 1, an identity or a replication does not." in text
     assert {"#e0", "#e1"} <= set(page.loads)
     assert {"e0", "e1"} <= set(page.ids)
 
@@ -299,18 +299,27 @@ def test_the_overview_of_several_experiments(tmp_path):
     text = write_report(tmp_path).read_text()
     page = Page(text)
     assert page.rows[1:4] == [
-        "costs✗ not as predicted: 1 replication fails, 1 hypothesis fails1 of 3Does it <matter>?3 min 20 s",
-        "one-step✓ as predicted5 of 5Does a trained layer become one step of gradient descent?12 s",
+        "costs✗ 1 replication fails, 1 hypothesis fails1 of 3Does it <matter>?3 min 20 s",
+        "one-step✓ all claims hold5 of 5Does a trained layer become one step of gradient descent?12 s",
         "untested○ nothing testednoneDoes it <matter>?unknown",
     ]
     links = re.findall(r'<a href="#([^"]*)">', text)
     assert set(links) == {f"e{i}" for i in range(3)} | {f"e{i}b{j}" for i in (0, 2) for j in range(3)}
     assert set(links) <= set(page.ids)
     assert len(page.ids) == len(set(page.ids))
-    assert "Not entirely: 1 of 2 experiments came out as the theory says." in text
+    assert "All claims hold in 1 of 2 experiments. In 1, an identity or a replication does not." in text
     sections = text.split("<section")[1:]
     assert "✗</span> 1 of 3 claims hold; 1 replication does not: a; 1 hypothesis does not: c." in sections[0]
     assert "Did it become gradient descent?</strong> Yes: 5 of 5 random layers" in sections[1]
+
+
+def test_the_overview_tells_failed_hypotheses_from_failed_replications(tmp_path):
+    opened = [claim("a", 3.0, 2.0, holds=False, kind="hypothesis")]
+    save(tmp_path, make_results(experiment="open", claims=opened), blocks_only(), "open")
+    save(tmp_path, make_results(), make_record(variants=[]))
+    text = write_report(tmp_path).read_text()
+    assert "All claims hold in 1 of 2 experiments. In 1, only hypotheses do not.</p>" in text
+    assert "open○ 1 hypothesis fails0 of 1Does it <matter>?12 s" in Page(text).rows
 
 
 def test_run_times():

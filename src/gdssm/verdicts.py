@@ -84,12 +84,12 @@ def several(names: Sequence[str], noun: str) -> str:
 
 
 def outcome(results: Results) -> str:
-    """In a few words for a table: whether what theory and others say came out, and what did not."""
+    """In a few words for a table: that all claims hold, or how many of each kind do not."""
     failed = {kind: [claim.name for claim in results.claims if claim.kind == kind and not claim.holds] for kind in KINDS}
     parts = [f"{several(names, kind)} {'fails' if len(names) == 1 else 'fail'}" for kind, names in failed.items() if names]
     if not results.claims:
         return "nothing tested"
-    return f"{'as predicted' if agrees(results) else 'not as predicted'}{': ' if parts else ''}{', '.join(parts)}"
+    return ", ".join(parts) or "all claims hold"
 
 
 def agrees(results: Results) -> bool:
@@ -136,11 +136,15 @@ def asks_about_gradient_descent(experiment: Experiment) -> bool:
 def overview(experiments: Sequence[Experiment]) -> str:
     """How many of several experiments agree with the theory, and a table of them, as HTML; section i has the id e{i}."""
     tested = [experiment.results for experiment in experiments if experiment.results.claims]
-    agree = sum(agrees(results) for results in tested)
     line = "No claims were tested."
     if tested:
-        answer = "Yes" if agree == len(tested) else "Not entirely" if agree else "No"
-        line = f"{answer}: {agree} of {counted(len(tested), 'experiment')} came out as the theory says."
+        whole = sum(all(claim.holds for claim in results.claims) for results in tested)
+        wrong = sum(not agrees(results) for results in tested)
+        line = f"All claims hold in {whole} of {counted(len(tested), 'experiment')}."
+        if open_ := len(tested) - whole - wrong:
+            line += f" In {open_}, only hypotheses do not."
+        if wrong:
+            line += f" In {wrong}, an identity or a replication does not."
     rows = [
         [
             f'<a href="#e{i}">{escape(one.results.experiment)}</a>',
@@ -155,8 +159,8 @@ def overview(experiments: Sequence[Experiment]) -> str:
     return (
         f'<p class="verdict"><strong>Does what was measured agree with the theory?</strong> {line}</p>\n'
         f"{table('Experiments', heads, rows, numeric=(2, 4))}\n"
-        '<p class="note">An experiment came out as predicted where all its identities and replications hold; a hypothesis is put '
-        "to the test, and one that fails is a result too.</p>"
+        '<p class="note">Identities and replications have to hold; a hypothesis is put to the test, and one that fails is a '
+        "result too.</p>"
     )
 
 
