@@ -13,9 +13,9 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from .. import learners, theory
+from .. import learners
 from ..analysis import NonFinitePredictionError, alignment, identify, squared_loss
 from ..baselines import WindowFront, from_gdssm, parameter_count
 from ..blocks import as_records
@@ -24,7 +24,7 @@ from ..copies import train_copies
 from ..ensemble import Ensemble
 from ..layers import GDSSM
 from ..settings import TrainConfig
-from ..tasks import Context, LinearRegression
+from ..tasks import LinearRegression
 from ..tokens import as_predictor
 from ..views import HELD_OUT_SEED
 from . import Outcome, Sizes, comparison
@@ -32,6 +32,7 @@ from .ablation import PARTS
 from .claims import Claim
 from .contenders import CONTENDERS, Cell, build, cells, state_size, width_for
 from .jobs import Job
+from .trainings import optimum, target_of
 
 TITLE = "Other architectures on the same task"
 QUESTION = "Which recurrent architectures become gradient descent, and does the window of three tokens decide it?"
@@ -186,9 +187,9 @@ class _Training:
         self.sizes, self.cell, self.task = sizes, cell, sizes.training.task
         self.width = width_for(cell, self.task, sizes.parameters, sizes.state)
         self.copies = [(rate, seed) for rate in sizes.rates for seed in sizes.seeds]
-        self.gd = learners.predictor(learners.gradient_descent, lr=_optimum(self.task)[0])
+        self.gd = learners.predictor(learners.gradient_descent, lr=optimum(self.task)[0])
         self.validation = self.task.sample(sizes.curve_tasks, seed=HELD_OUT_SEED, step=1)
-        self.reference = squared_loss(self.gd(self.validation), _target(self.validation))
+        self.reference = squared_loss(self.gd(self.validation), target_of(self.validation))
         self.steps: list[int] = []
         self.curves: list[list[float | None]] = []  # [evaluation][copy], loss over that of gradient descent
 
@@ -230,7 +231,9 @@ class _Training:
     def _zero_ratio(self) -> float:
         """Loss of predicting zero over that of gradient descent, on the tasks of the evaluation."""
         context = self.task.sample(self.sizes.eval_tasks, seed=HELD_OUT_SEED, step=0)
-        return squared_loss(torch.zeros_like(_target(context)), _target(context)) / squared_loss(self.gd(context), _target(context))
+        return squared_loss(torch.zeros_like(target_of(context)), target_of(context)) / squared_loss(
+            self.gd(context), target_of(context)
+        )
 
     def _module(self, seed: int) -> nn.Module:
         module = build(self.cell, self.task, self.width)
@@ -244,7 +247,7 @@ class _Training:
         """The copies' losses over gradient descent's, on the validation tasks."""
         context = self.validation
         prediction = ensemble(self.cell.layout(context.x, context.y, context.x_query)).unsqueeze(2)
-        losses = [squared_loss(one, _target(context)) / self.reference for one in prediction]
+        losses = [squared_loss(one, target_of(context)) / self.reference for one in prediction]
         self.steps.append(step)
         self.curves.append([loss if math.isfinite(loss) else None for loss in losses])
 
@@ -263,13 +266,3 @@ class _Training:
             "cosine": found.sensitivity_cosine,
             "identified": None if best is None else {"name": best.name, "family": best.family, "steps": best.steps},
         }
-
-
-def _optimum(task: LinearRegression) -> tuple[float, float]:
-    """Best rate of one step of gradient descent, and its expected loss."""
-    return theory.one_step_optimum(task.n_examples, task.d_x, x_var=task.input_variance, x_fourth_moment=task.input_fourth_moment)
-
-
-def _target(context: Context) -> Tensor:
-    assert context.y_query is not None
-    return context.y_query

@@ -22,8 +22,9 @@ from ..tasks import DriftingRegression
 from ..views import HELD_OUT_SEED
 from . import Outcome, Sizes
 from .claims import Claim
-from .grid import EVALUATION_STEP, finite, target_of, train_grid
+from .grid import EVALUATION_STEP, finite, train_grid
 from .jobs import Job
+from .trainings import target_of
 
 TITLE = "Drifting tasks"
 QUESTION = "Does a learned decay forget at the best rate where the task drifts?"

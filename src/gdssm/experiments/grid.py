@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from statistics import median
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..copies import train_copies
 from ..ensemble import Ensemble
@@ -17,6 +17,7 @@ from ..settings import TrainConfig
 from ..tasks import Context
 from ..tokens import interleave
 from ..views import HELD_OUT_SEED
+from .trainings import target_of
 
 CHUNK = 2_000  # tasks that all copies read at once
 VALIDATION_STEP, EVALUATION_STEP = 1, 0
@@ -83,12 +84,6 @@ def losses(ensemble: Ensemble, context: Context, outputs: slice = slice(None)) -
         total += (prediction - target[part]).double().square().sum((1, 2))
     found = (0.5 * total / target.numel()).tolist()
     return [loss if math.isfinite(loss) else math.inf for loss in found]
-
-
-def target_of(context: Context) -> Tensor:
-    """The targets of the queries, (B, M, d_y)."""
-    assert context.y_query is not None
-    return context.y_query
 
 
 def finite(values: Sequence[float]) -> list[float | None]:

@@ -36,8 +36,9 @@ from ..train import limited_threads, summed_loss
 from ..views import HELD_OUT_SEED
 from . import Outcome, Sizes
 from .claims import Claim
-from .grid import EVALUATION_STEP, losses, target_of
+from .grid import EVALUATION_STEP, losses
 from .jobs import Job
+from .trainings import target_of
 
 TITLE = "Learning dynamics"
 QUESTION = "In what order, and how fast, does training learn directions of unequal variance?"

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import torch
 
-from .. import construct, learners, theory
+from .. import construct, learners
 from ..analysis import Alignment, alignment, compare, parameter_match, sensitivity, squared_loss, wilson_interval
 from ..ensemble import Ensemble
 from ..layers import GDSSM
@@ -19,13 +19,14 @@ from ..models import InContextModel
 from ..monitor import constructed_weights
 from ..records import middle_seed
 from ..settings import ModelConfig, TrainConfig, evaluation_steps
-from ..tasks import Context, LinearRegression, Predictor
+from ..tasks import LinearRegression, Predictor
 from ..tokens import as_predictor
 from ..train import build_model, train
 from ..views import HELD_OUT_SEED, filling, snapshots
 from . import Outcome, Sizes
 from .claims import Claim
 from .jobs import Job
+from .trainings import optimum, target_of
 
 TITLE = "One layer, one step of gradient descent"
 QUESTION = "Does a randomly initialised layer become one step of gradient descent on the examples of its context?"
@@ -104,9 +105,7 @@ def _record(settings: Preset, variants: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _reference(task: LinearRegression) -> tuple[Predictor, float, float]:
     """One step of gradient descent at the best rate, that rate, and the closed form of its loss."""
-    rate, closed_form = theory.one_step_optimum(
-        task.n_examples, task.d_x, x_var=task.input_variance, x_fourth_moment=task.input_fourth_moment
-    )
+    rate, closed_form = optimum(task)
     return learners.predictor(learners.gradient_descent, lr=rate), rate, closed_form
 
 
@@ -119,7 +118,7 @@ def untrained(sizes: Preset) -> dict[str, Any]:
     found = alignment(as_predictor(built), gd, context)
     scale = float(gd(context).norm(dim=-1).mean())
     context = task.sample(sizes.eval_tasks, seed=EVALUATION_SEED, step=0)
-    loss = squared_loss(gd(context), _target(context))
+    loss = squared_loss(gd(context), target_of(context))
     return {"construction_difference": found.prediction_difference / scale, "loss_over_closed_form": loss / closed_form}
 
 
@@ -182,7 +181,7 @@ class _Variant:
         self._evaluate(self.config.steps, ensemble)
         self.models = self.history[-1]
         gd = sensitivity(self.gd, context)
-        self.final = [compare(sensitivity(as_predictor(model), context), gd, _target(context)) for model in self.models]
+        self.final = [compare(sensitivity(as_predictor(model), context), gd, target_of(context)) for model in self.models]
         self.matches = [parameter_match(_layer(model)) for model in self.models]
 
     def _model(self, ensemble: Ensemble, i: int) -> InContextModel:
@@ -194,7 +193,7 @@ class _Variant:
         self.steps.append(step)
         models = [self._model(ensemble, i) for i in range(len(self.seeds))]
         self.history.append(models)
-        target = _target(self.curve_context)
+        target = target_of(self.curve_context)
         self.curves.append([compare(sensitivity(as_predictor(m), self.curve_context), self.gd_on_curve, target) for m in models])
 
     def record(self) -> dict[str, Any]:
@@ -210,7 +209,7 @@ class _Variant:
                 ("prediction_difference", "prediction_difference"),
             )
         }
-        curve_target = _target(self.curve_context)
+        curve_target = target_of(self.curve_context)
         i = middle_seed([losses[-1] for losses in curves["loss"]])
         return {
             "name": f"{self.decay} decay",
@@ -236,11 +235,6 @@ class _Variant:
 def _at_most(name: str, published: float, value: float) -> Claim:
     """Expected no larger than what the published code's trained layer shows."""
     return Claim(name, "hypothesis", published, value, "<=", published)
-
-
-def _target(context: Context) -> torch.Tensor:
-    assert context.y_query is not None
-    return context.y_query
 
 
 def _layer(model: InContextModel) -> GDSSM:

@@ -8,7 +8,7 @@ from torch import Tensor
 from .. import learners, theory
 from ..analysis import squared_loss
 from ..tasks import Context, LinearRegression, ShiftedRegression
-from .grid import target_of
+from .trainings import target_of
 
 STATED = {"scalar": 0.1619, "preconditioned": 0.0829}  # computed before, for what SCALINGS calls "gaussian, mean variance 1/12"
 SCALINGS = {

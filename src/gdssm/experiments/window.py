@@ -21,8 +21,9 @@ from ..tokens import interleave
 from ..views import HELD_OUT_SEED
 from . import Outcome, Sizes
 from .claims import Claim
-from .grid import EVALUATION_STEP, finite, target_of, train_grid
+from .grid import EVALUATION_STEP, finite, train_grid
 from .jobs import Job
+from .trainings import target_of
 from .window_forms import CELLS, DECAYS, Cell, best_of_form
 
 TITLE = "The window"

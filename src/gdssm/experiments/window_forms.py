@@ -17,7 +17,8 @@ from ..tasks import Context, LinearRegression
 from ..tasks.linear import generator
 from ..tokens import interleave
 from ..views import HELD_OUT_SEED
-from .grid import EVALUATION_STEP, target_of
+from .grid import EVALUATION_STEP
+from .trainings import target_of
 
 FIT_STEP = 7  # of the held-out seed: tasks that nothing is trained on, chosen by or reported for
 DECAYS = (1.0, 0.98, 0.95)
