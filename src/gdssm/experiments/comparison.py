@@ -4,7 +4,7 @@ A cell's result is what experiments.baselines.trained returns. "Reached" is a lo
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from statistics import median
 from typing import Any
 
@@ -226,9 +226,9 @@ def _sizes(results: Results) -> str:
         cell, result = min(good, key=lambda pair: pair[1][key])
         lines.append(f"{result[key]} {key} ({cell.title})")
     return (
-        f"How large must it be? {counted(len(good), 'entry')} of {len(results)} reached the loss of one step with all seeds; "
+        f"How large must it be? {len(good)} of {len(results)} entries reached the loss of one step with all seeds; "
         f"the smallest of them {' and '.join(lines)}."
-    ).replace("entrys", "entries")
+    )
 
 
 def _share(inputs: str, layers: int, results: Results) -> str:
@@ -243,7 +243,7 @@ def _share(inputs: str, layers: int, results: Results) -> str:
     what = f"On {inputs}, {counted(layers, 'layer')}"
     if not tried:
         return f"{what}: not measured."
-    which = f": {_listed(names)}" if names else ""
+    which = f": {', '.join(names)}" if names else ""
     return f"{what}, {len(names)} of {len(set(tried))} architectures reached the loss of one step by most seeds{which}."
 
 
@@ -255,10 +255,6 @@ def _best(inputs: str, layers: int, results: Results) -> str:
         return ""
     cell = min(found, key=lambda one: found[one])
     return f"The best of two layers on single tokens is {CONTENDERS[cell.architecture].title}, {_number(found[cell])}."
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(names)
 
 
 def _number(value: float | None) -> str:
