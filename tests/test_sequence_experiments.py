@@ -138,6 +138,38 @@ def test_the_rate_is_chosen_on_the_validation_and_a_diverged_seed_rules_one_out(
     assert sequence_runs.curves("curves", {"gdssm": worst}, "loss") is None
 
 
+def test_some_seeds_try_every_rate_and_the_others_the_best_alone():
+    sizes = replace(TINY[lm], rates=(0.01, 0.1), seeds=(0, 1, 2), tuned=1)
+    tried = sequence_runs.jobs_of(sizes, sequence_runs.trained)
+    assert set(tried) == {f"{name}-{rate}-0" for name in sizes.contenders for rate in ("1e-2", "1e-1")}
+    # seed 0 prefers 0.1 for gdssm and 0.01 for the other; what other seeds would say does not count
+    results = made_up(lambda name, rate, seed: 1.0 + (rate == 0.01) * (1 if name == "gdssm" else -0.5) * (-1) ** seed + seed, sizes)
+    known = {name: results[name] for name in tried}
+    rest = sequence_runs.further_of(sizes, known, sequence_runs.trained)
+    assert set(rest) == {f"gdssm-1e-1-{seed}" for seed in (1, 2)} | {f"delta-net-1e-2-{seed}" for seed in (1, 2)}
+    assert rest["gdssm-1e-1-2"].arguments == (sizes, "gdssm", 0.1, 2)
+    chosen = sequence_runs.choose(sizes, known | {name: results[name] for name in rest})
+    assert {name: one.rate for name, one in chosen.items()} == {"gdssm": 0.1, "delta-net": 0.01}
+    assert chosen["gdssm"].values("final") == (1.0, 2.0, 3.0)
+    assert "of the first 1 seed; the other seeds train at that rate alone" in sequence_runs.settings_of(sizes)["learning rates"]
+    assert not sequence_runs.further_of(replace(sizes, tuned=None), results, sequence_runs.trained)
+
+
+@pytest.mark.parametrize("module", TINY, ids=lambda module: module.__name__.rpartition(".")[2])
+def test_two_stages_train_what_they_say(module, monkeypatch):
+    """With `tuned` the experiment runs to its end, and its further jobs are those of the other seeds, or folds."""
+    name = module.__name__.rpartition(".")[2]
+    sizes = replace(TINY[module], rates=(0.01, 0.02), seeds=(0, 1), tuned=1, contenders=TINY[module].contenders[:2])
+    monkeypatch.setitem(module.PRESETS, "quick", sizes)
+    ran = []
+    one_job = experiments.run_jobs
+    monkeypatch.setattr(experiments, "run_jobs", lambda jobs: ran.append(set(jobs)) or one_job(jobs))
+    experiments.run(name)
+    first, second = ran
+    assert len(second) * 2 == len(first)
+    assert not first & second
+
+
 def test_differences_are_paired_with_students_interval():
     assert sequence_runs.difference((1.0, 2.0, 3.0), (0.5, 1.6, 2.7)) == pytest.approx(
         (0.4, *stats.t.interval(0.95, 2, 0.4, stats.sem([0.5, 0.4, 0.3])))

@@ -4,6 +4,7 @@ A new experiment is a file with
 
     PRESETS                                     "quick" and "paper": its sizes, a frozen dataclass made from Sizes
     jobs(sizes) -> dict of name -> Job          the independent parts, each a function whose result is JSON data
+    further(sizes, results) -> dict of Jobs     optional: parts that depend on the results of those, by name
     outcome(sizes, results) -> Outcome          claims and record from the jobs' results, by name
 
 and one line in EXPERIMENTS. docs/extending.md shows one.
@@ -89,6 +90,11 @@ class Plan:
         found: dict[str, Job] = self.module.jobs(self.sizes)
         return found
 
+    def further(self, results: Mapping[str, dict[str, Any]]) -> dict[str, Job]:
+        """The jobs that are known only from the results of `jobs`; none for most experiments."""
+        found: dict[str, Job] = self.module.further(self.sizes, results) if hasattr(self.module, "further") else {}
+        return found
+
     def outcome(self, results: Mapping[str, dict[str, Any]]) -> Outcome:
         """Claims and record from the results of all jobs."""
         found: Outcome = self.module.outcome(self.sizes, results)
@@ -132,4 +138,6 @@ def plan(
 def run(name: str, preset: str = "quick", seeds: int | None = None, first_seed: int = 0) -> Outcome:
     """Run one experiment in this process, without files."""
     chosen = plan(name, preset, seeds, first_seed)
-    return chosen.outcome({job: finished.result for job, finished in run_jobs(chosen.jobs()).items()})
+    results = {job: finished.result for job, finished in run_jobs(chosen.jobs()).items()}
+    results |= {job: finished.result for job, finished in run_jobs(chosen.further(results)).items()}
+    return chosen.outcome(results)

@@ -5,7 +5,7 @@ trained on it. Training images are moved by up to a pixel.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..blocks import as_records
@@ -15,7 +15,7 @@ from . import Outcome, whole_sequences
 from .claims import Claim
 from .jobs import Job
 from .sequence_contenders import Shape
-from .sequence_runs import Comparison, choose, equal_parameters, job_name, jobs_of, settings_of, trained
+from .sequence_runs import Comparison, best_rates, choose, equal_parameters, job_name, jobs_of, settings_of, trained
 
 TITLE = "Sequential digits"
 QUESTION = "Can images be read pixel by pixel, and what does the recurrence add?"
@@ -24,7 +24,7 @@ READ = 0.97
 
 @dataclass(frozen=True)
 class Preset(Comparison):
-    """Sizes: folds, of which every seed trains all."""
+    """Sizes: folds, of which every seed trains all; `tuned` is so many of the folds."""
 
     seeds: tuple[int, ...] = (0,)
     contenders: tuple[str, ...] = ("gdssm", whole_sequences.CONTROL, "attention")
@@ -47,19 +47,26 @@ PRESETS = {
 def jobs(sizes: Preset) -> dict[str, Job]:
     """One training for every fold, contender, rate and seed."""
     found: dict[str, Job] = {}
-    for fold in range(sizes.folds):
-        found |= jobs_of(sizes, trained, (Digits(fold, sizes.folds, shift=sizes.shift),), f"fold{fold}-")
+    for fold in _folded(sizes).tuning:
+        found |= jobs_of(replace(sizes, tuned=None), trained, (_task(sizes, fold),), _prefix(fold))
     return found
+
+
+def further(sizes: Preset, results: Mapping[str, dict[str, Any]]) -> dict[str, Job]:
+    """The folds that train at the best rate alone."""
+    best = best_rates(_folded(sizes), _by_fold(sizes, results))
+    return {
+        job_name(_prefix(fold), name, rate, seed): Job(trained, (replace(sizes, tuned=None), _task(sizes, fold), name, rate, seed))
+        for fold in range(sizes.folds)
+        if fold not in _folded(sizes).tuning
+        for name, (rate, _) in best.items()
+        for seed in sizes.seeds
+    }
 
 
 def outcome(sizes: Preset, results: Mapping[str, dict[str, Any]]) -> Outcome:
     """Claims about the mean over the folds, and the record. A unit of the comparison is a fold, its seeds averaged."""
-    merged = {
-        job_name("", name, rate, fold): _mean([results[job_name(f"fold{fold}-", name, rate, seed)] for seed in sizes.seeds])
-        for name in sizes.contenders
-        for rate in sizes.rates
-        for fold in range(sizes.folds)
-    }
+    merged = _by_fold(sizes, results)
     chosen = choose(_folded(sizes), merged)
     ours, apart = chosen["gdssm"].middle("test_accuracy"), whole_sequences.gain(chosen)
     claims = (
@@ -74,7 +81,8 @@ def outcome(sizes: Preset, results: Mapping[str, dict[str, Any]]) -> Outcome:
         "settings": {
             "images": f"1,797 of 8 x 8 pixels, 17 grey levels, {sizes.folds} folds, training images moved by up to {sizes.shift}",
             "reading": "both directions, mean over tokens",
-            **settings_of(sizes),
+            **settings_of(_folded(sizes), "fold"),
+            "seeds": len(sizes.seeds),
         },
         "blocks": as_records(whole_sequences.blocks(chosen, "fold")),
     }
@@ -83,7 +91,27 @@ def outcome(sizes: Preset, results: Mapping[str, dict[str, Any]]) -> Outcome:
 
 def _folded(sizes: Preset) -> Comparison:
     """The comparison whose seeds are the folds."""
-    return Comparison(tuple(range(sizes.folds)), sizes.contenders, sizes.rates, sizes.shape, sizes.recipe, sizes.points)
+    folds = tuple(range(sizes.folds))
+    return Comparison(folds, sizes.contenders, sizes.rates, sizes.shape, sizes.recipe, sizes.points, sizes.tuned)
+
+
+def _task(sizes: Preset, fold: int) -> Digits:
+    return Digits(fold, sizes.folds, shift=sizes.shift)
+
+
+def _prefix(fold: int) -> str:
+    return f"fold{fold}-"
+
+
+def _by_fold(sizes: Preset, results: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Results by contender, rate and fold, of what was trained."""
+    return {
+        job_name("", name, rate, fold): _mean([results[job_name(_prefix(fold), name, rate, seed)] for seed in sizes.seeds])
+        for name in sizes.contenders
+        for rate in sizes.rates
+        for fold in range(sizes.folds)
+        if job_name(_prefix(fold), name, rate, sizes.seeds[0]) in results
+    }
 
 
 def _mean(results: list[dict[str, Any]]) -> dict[str, Any]:

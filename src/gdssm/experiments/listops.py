@@ -18,7 +18,7 @@ from . import Outcome, whole_sequences
 from .claims import Claim
 from .jobs import Job
 from .sequence_contenders import Shape
-from .sequence_runs import Chosen, Comparison, choose, equal_parameters, jobs_of, settings_of, trained
+from .sequence_runs import Chosen, Comparison, choose, equal_parameters, further_of, jobs_of, settings_of, trained
 
 TITLE = "ListOps"
 QUESTION = "What does the recurrence add to evaluating nested expressions, and at which depths?"
@@ -78,6 +78,11 @@ def jobs(sizes: Preset) -> dict[str, Job]:
     """One training for every contender, rate and seed."""
     task_of(sizes)  # its errors come before anything is trained
     return jobs_of(sizes, one)
+
+
+def further(sizes: Preset, results: Mapping[str, dict[str, Any]]) -> dict[str, Job]:
+    """The seeds that train at the best rate alone."""
+    return further_of(sizes, results, one)
 
 
 def one(sizes: Preset, name: str, rate: float, seed: int) -> dict[str, Any]:

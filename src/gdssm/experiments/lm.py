@@ -32,6 +32,7 @@ from .sequence_runs import (
     difference,
     dots,
     equal_parameters,
+    further_of,
     jobs_of,
     settings_of,
     spread,
@@ -70,10 +71,12 @@ PRESETS = {
         rates=(3e-3, 1e-2),
     ),
     "reduced": Preset(
-        contenders=("gdssm", "gdssm-input-decay", "gated-linear-attention", "delta-net", "gpt2"),
+        contenders=("gdssm", "gated-linear-attention", "mamba", "gpt2"),
         shape=Shape(width=128, n_layers=4, n_heads=4, max_tokens=256),
-        recipe=Recipe(steps=1200, batch=16, warmup=100, device="auto"),
-        rates=(4e-3, 8e-3),
+        recipe=Recipe(steps=600, batch=8, warmup=60, device="auto"),
+        rates=(2e-3, 6e-3),
+        tuned=1,
+        points=5,
         limit=2_000_000,
         held=0,
         sample=600,
@@ -95,9 +98,17 @@ PRESETS = {
 
 def jobs(sizes: Preset) -> dict[str, Job]:
     """One training for every contender, rate and seed; the text's digest is among a job's arguments."""
-    corpus = read_corpus(sizes.text, sizes.limit)
-    TextTask.of(corpus, window=sizes.shape.max_tokens)  # its errors come before anything is trained
-    return jobs_of(replace(sizes, digest=corpus.digest), trained)
+    TextTask.of(read_corpus(sizes.text, sizes.limit), window=sizes.shape.max_tokens)  # its errors come before any training
+    return jobs_of(_of_its_text(sizes), trained)
+
+
+def further(sizes: Preset, results: Mapping[str, dict[str, Any]]) -> dict[str, Job]:
+    """The seeds that train at the best rate alone."""
+    return further_of(_of_its_text(sizes), results, trained)
+
+
+def _of_its_text(sizes: Preset) -> Preset:
+    return replace(sizes, digest=read_corpus(sizes.text, sizes.limit).digest)
 
 
 @cache

@@ -16,7 +16,7 @@ from . import Outcome
 from .claims import Claim
 from .jobs import Job
 from .sequence_contenders import CONTENDERS, Shape
-from .sequence_runs import Chosen, Comparison, choose, jobs_of, settings_of, spread, table, trained
+from .sequence_runs import Chosen, Comparison, choose, further_of, jobs_of, settings_of, spread, table, trained
 
 TITLE = "Associative recall"
 QUESTION = "How much state does it take to recall the values of many keys at once?"
@@ -72,9 +72,20 @@ def jobs(sizes: Preset) -> dict[str, Job]:
     """One training for every setting, width, contender, rate and seed."""
     found: dict[str, Job] = {}
     for prefix, (cell, width) in parts(sizes).items():
-        task = AssociativeRecall(*cell, vocabulary=sizes.vocabulary, noise=sizes.noise, held=sizes.held)
-        found |= jobs_of(part_of(sizes, cell, width), trained, (task,), prefix)
+        found |= jobs_of(part_of(sizes, cell, width), trained, (_task(sizes, cell),), prefix)
     return found
+
+
+def further(sizes: Preset, results: Mapping[str, dict[str, Any]]) -> dict[str, Job]:
+    """The seeds that train at the best rate alone."""
+    found: dict[str, Job] = {}
+    for prefix, (cell, width) in parts(sizes).items():
+        found |= further_of(part_of(sizes, cell, width), results, trained, (_task(sizes, cell),), prefix)
+    return found
+
+
+def _task(sizes: Preset, cell: tuple[int, int]) -> AssociativeRecall:
+    return AssociativeRecall(*cell, vocabulary=sizes.vocabulary, noise=sizes.noise, held=sizes.held)
 
 
 def outcome(sizes: Preset, results: Mapping[str, dict[str, Any]]) -> Outcome:

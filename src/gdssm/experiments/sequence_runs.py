@@ -1,7 +1,8 @@
 """What experiments on sequences have in common: every contender at every rate from every seed, with one recipe, and the best rate.
 
 A job trains one model. The rate with the lowest mean validation loss over the seeds counts for a contender; test results are
-those of its jobs. All models see the same batches in the same order.
+those of its jobs. Where training is long, some of the seeds try all rates and the others train at the best of them alone.
+All models see the same batches in the same order.
 """
 
 import math
@@ -17,6 +18,7 @@ from torch import nn
 from ..analysis import t_interval
 from ..baselines import parameter_count
 from ..blocks import Dots, Lines, Row, Series, Table
+from ..config import counted
 from ..recipe import Recipe
 from ..sequence_train import Fitted, fit, score
 from ..sequences import SequenceTask
@@ -30,7 +32,10 @@ Result = dict[str, Any]
 
 @dataclass(frozen=True)
 class Comparison(Sizes):
-    """Sizes of a comparison: who, at which rates, in which shape, trained how; points of the validation curve."""
+    """Sizes of a comparison: who, at which rates, in which shape, trained how; points of the validation curve.
+
+    tuned   so many of the seeds, the first ones, try every rate; the others train at the best of them. None: all seeds try all
+    """
 
     seeds: tuple[int, ...] = (0, 1, 2)
     contenders: tuple[str, ...] = ()
@@ -38,9 +43,15 @@ class Comparison(Sizes):
     shape: Shape = field(default_factory=Shape)
     recipe: Recipe = field(default_factory=Recipe)
     points: int = 8
+    tuned: int | None = None
 
     def __post_init__(self) -> None:
         check_contenders(self.contenders)
+
+    @property
+    def tuning(self) -> tuple[int, ...]:
+        """The seeds that every rate is tried with."""
+        return self.seeds if self.tuned is None or len(self.rates) == 1 else self.seeds[: self.tuned]
 
 
 def rate_name(rate: float) -> str:
@@ -52,12 +63,28 @@ def rate_name(rate: float) -> str:
 def jobs_of(
     sizes: Comparison, function: Callable[..., Result], arguments: tuple[Any, ...] = (), prefix: str = ""
 ) -> dict[str, Job]:
-    """function(sizes, *arguments, contender, rate, seed) for every contender, rate and seed."""
+    """function(sizes, *arguments, contender, rate, seed) for every contender, every rate and the seeds that try them all."""
     return {
         job_name(prefix, name, rate, seed): Job(function, (sizes, *arguments, name, rate, seed))
         for name in sizes.contenders
         for rate in sizes.rates
+        for seed in sizes.tuning
+    }
+
+
+def further_of(
+    sizes: Comparison,
+    results: Mapping[str, Result],
+    function: Callable[..., Result],
+    arguments: tuple[Any, ...] = (),
+    prefix: str = "",
+) -> dict[str, Job]:
+    """The same for the other seeds, at each contender's best rate."""
+    return {
+        job_name(prefix, name, rate, seed): Job(function, (sizes, *arguments, name, rate, seed))
+        for name, (rate, _) in best_rates(sizes, results, prefix).items()
         for seed in sizes.seeds
+        if seed not in sizes.tuning
     }
 
 
@@ -123,15 +150,25 @@ class Chosen:
         return mean(values) if len(values) == len(self.results) else None
 
 
-def choose(sizes: Comparison, results: Mapping[str, Result], prefix: str = "") -> dict[str, Chosen]:
-    """Every contender at the rate of its lowest mean validation loss at the end; one that diverged is worst."""
+def best_rates(
+    sizes: Comparison, results: Mapping[str, Result], prefix: str = ""
+) -> dict[str, tuple[float, dict[float, float | None]]]:
+    """Every contender's rate of the lowest mean validation loss at the end, and the losses; one that diverged is worst."""
     found = {}
     for name in sizes.contenders:
-        by_rate = {rate: [results[job_name(prefix, name, rate, seed)] for seed in sizes.seeds] for rate in sizes.rates}
-        losses = {rate: mean(math.inf if one["final"] is None else one["final"] for one in own) for rate, own in by_rate.items()}
+        by_rate = {rate: [results[job_name(prefix, name, rate, seed)]["final"] for seed in sizes.tuning] for rate in sizes.rates}
+        losses = {rate: mean(math.inf if loss is None else loss for loss in own) for rate, own in by_rate.items()}
         best = min(sizes.rates, key=lambda rate: losses[rate])
-        found[name] = Chosen(name, best, {rate: finite(loss) for rate, loss in losses.items()}, tuple(by_rate[best]))
+        found[name] = (best, {rate: finite(loss) for rate, loss in losses.items()})
     return found
+
+
+def choose(sizes: Comparison, results: Mapping[str, Result], prefix: str = "") -> dict[str, Chosen]:
+    """Every contender at its best rate, with the results of all seeds there."""
+    return {
+        name: Chosen(name, rate, losses, tuple(results[job_name(prefix, name, rate, seed)] for seed in sizes.seeds))
+        for name, (rate, losses) in best_rates(sizes, results, prefix).items()
+    }
 
 
 def difference(first: Sequence[float | None], second: Sequence[float | None]) -> tuple[float, float, float] | None:
@@ -196,14 +233,16 @@ def dots(
     return Dots(title, x_label, rows, f"Every dot is a {unit} at the model's best learning rate; the mark is the median.")
 
 
-def settings_of(sizes: Comparison) -> dict[str, Any]:
-    """The settings that all comparisons have, for a record."""
-    recipe, shape = sizes.recipe, sizes.shape
+def settings_of(sizes: Comparison, unit: str = "seed") -> dict[str, Any]:
+    """The settings that all comparisons have, for a record; unit is what rates are tried with."""
+    recipe, shape, some = sizes.recipe, sizes.shape, len(sizes.tuning)
+    by = "" if some == len(sizes.seeds) else f" of the first {counted(some, unit)}; the other {unit}s train at that rate alone"
+    tried = f"; the best on the validation{by} counts" if len(sizes.rates) > 1 else ""
     return {
         "blocks, heads, width of GDSSM": f"{shape.n_layers}, {shape.n_heads}, {shape.width}",
         "sizes of the others": "those of as many parameters",
         "optimiser": f"AdamW, warm-up {recipe.warmup}, cosine to 0, weight decay {recipe.weight_decay:g} on matrices",
-        "learning rates": ", ".join(f"{rate:g}" for rate in sizes.rates) + "; the best on validation counts",
+        "learning rates": ", ".join(f"{rate:g}" for rate in sizes.rates) + tried,
         "gradient clipping": recipe.clip,
         "steps, sequences in each": f"{recipe.steps}, {recipe.batch}",
         "seeds": len(sizes.seeds),
