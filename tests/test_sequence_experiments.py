@@ -147,7 +147,12 @@ def test_some_seeds_try_every_rate_and_the_others_the_best_alone():
     known = {name: results[name] for name in tried}
     rest = sequence_runs.further_of(sizes, known, sequence_runs.trained)
     assert set(rest) == {f"gdssm-1e-1-{seed}" for seed in (1, 2)} | {f"delta-net-1e-2-{seed}" for seed in (1, 2)}
-    assert rest["gdssm-1e-1-2"].arguments == (sizes, "gdssm", 0.1, 2)
+    assert rest["gdssm-1e-1-2"].arguments == (sequence_runs.alone(sizes), "gdssm", 0.1, 2)
+    fewer = sequence_runs.jobs_of(replace(sizes, contenders=("gdssm",), seeds=(0,), tuned=None), sequence_runs.trained)
+    assert fewer["gdssm-1e-1-0"].fingerprint() == tried["gdssm-1e-1-0"].fingerprint()  # what was trained is kept
+    longer = replace(sizes, recipe=replace(RECIPE, steps=4))
+    other = sequence_runs.jobs_of(longer, sequence_runs.trained)["gdssm-1e-1-0"]
+    assert other.fingerprint() != tried["gdssm-1e-1-0"].fingerprint()
     chosen = sequence_runs.choose(sizes, known | {name: results[name] for name in rest})
     assert {name: one.rate for name, one in chosen.items()} == {"gdssm": 0.1, "delta-net": 0.01}
     assert chosen["gdssm"].values("final") == (1.0, 2.0, 3.0)
@@ -272,8 +277,13 @@ def test_a_text_reaches_lm_and_its_digest_every_job(tmp_path):
 def test_other_experiments_take_no_text():
     with pytest.raises(ConfigError, match="--text is given, which one-step does not take; experiments that do: lm"):
         experiments.plan("one-step", options={"text": "x"})
-    with pytest.raises(ConfigError, match=r"preset is 'reduced', which images does not have; allowed: quick, paper"):
-        experiments.plan("images", "reduced")
+    with pytest.raises(ConfigError, match=r"preset is 'reduced', which one-step does not have; allowed: quick, paper"):
+        experiments.plan("one-step", "reduced")
+    with pytest.raises(ConfigError, match="contenders must have gdssm, which the others are compared with, got gpt2"):
+        experiments.plan("recall", options={"contenders": ("gpt2",)})
+    with pytest.raises(ConfigError, match="contenders is 'gtp2'"):
+        experiments.plan("recall", options={"contenders": ("gdssm", "gtp2")})
+    assert experiments.plan("recall", options={"contenders": ("gdssm", "gpt2")}).sizes.contenders == ("gdssm", "gpt2")
     with pytest.raises(ConfigError, match="contenders is 'gdsm'"):
         lm.Preset(contenders=("gdsm",))
     assert experiments.plan("listops", "reduced").sizes.max_length == 200

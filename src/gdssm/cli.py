@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from . import __version__
 from .arguments import Command, Program, prepare
@@ -36,6 +36,7 @@ def reproduce(
     resume: bool = False,
     fresh: bool = False,
     text: Path | None = None,
+    contenders: str | None = None,
     lra: Path | None = None,
     list_: bool = False,
 ) -> int:
@@ -43,7 +44,7 @@ def reproduce(
 
     Args:
         names: experiments, or all; see --list
-        preset: quick (minutes on two cores), paper (the paper's sizes), or reduced (between them; lm and listops)
+        preset: quick (minutes on two cores), paper (the paper's sizes), or reduced (between them; lm, recall, listops, images)
         seeds: number of seeds of each variant; the preset's where not given
         seed: first seed
         out: directory for results, made if absent; other files in it are left alone
@@ -51,6 +52,7 @@ def reproduce(
         resume: go on where an interrupted run stopped, which is done in any case
         fresh: run again what an interrupted run finished
         text: of lm, a text file in UTF-8 to model; Python's standard library where not given
+        contenders: of lm and recall, the models to compare, between commas, gdssm among them; the preset's where not given
         lra: of listops, the folder that Long Range Arena published; fresh expressions where not given
         list_: list the experiments and stop
     """
@@ -63,7 +65,9 @@ def reproduce(
             print(f"{name:{width}}  {summary}")
         return 0
     chosen = named(names)
-    options = {name: str(path) for name, path in (("text", text), ("lra", lra)) if path is not None}
+    options: dict[str, Any] = {name: str(path) for name, path in (("text", text), ("lra", lra)) if path is not None}
+    if contenders is not None:
+        options["contenders"] = tuple(dict.fromkeys(name.strip() for name in contenders.split(",")))
     check_options(chosen, options)
     if seeds is not None:
         check_count("--seeds", seeds, most=MOST_SEEDS)

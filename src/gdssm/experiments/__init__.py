@@ -51,7 +51,8 @@ EXPERIMENTS = {
     "in-context-depth": ("in_context_depth", "which learner does a deep stack become when it predicts after every example?"),
     "images": ("images", "can images be read pixel by pixel, and what does the recurrence add?"),
 }
-OPTIONS = {"text": ("lm",), "lra": ("listops",)}  # fields of an experiment's sizes that a user may set, and where they are
+# Fields of an experiment's sizes that a user may set, and where they are.
+OPTIONS = {"text": ("lm",), "contenders": ("lm", "recall"), "lra": ("listops",)}
 PRESETS = ("quick", "reduced", "paper")
 MOST_SEEDS = 10_000
 MOST_WORKERS = 1_000

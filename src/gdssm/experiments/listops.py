@@ -52,9 +52,10 @@ PRESETS = {
         held=1000,
     ),
     "reduced": Preset(
-        shape=Shape(width=64, n_layers=4, n_heads=4, max_tokens=200, pooled=True, both=True),
-        recipe=Recipe(steps=4000, batch=32, warmup=200, device="auto"),
-        rates=(1e-3, 3e-3),
+        shape=Shape(width=48, n_layers=2, n_heads=4, max_tokens=200, pooled=True, both=True),
+        recipe=Recipe(steps=800, batch=16, warmup=50, device="auto"),
+        rates=(5e-3,),
+        points=5,
         min_length=20,
         max_length=200,
     ),

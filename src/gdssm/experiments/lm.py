@@ -71,7 +71,7 @@ PRESETS = {
         rates=(3e-3, 1e-2),
     ),
     "reduced": Preset(
-        contenders=("gdssm", "gated-linear-attention", "mamba", "gpt2"),
+        contenders=("gdssm", "gated-linear-attention", "delta-net", "mamba", "gpt2"),
         shape=Shape(width=128, n_layers=4, n_heads=4, max_tokens=256),
         recipe=Recipe(steps=600, batch=8, warmup=60, device="auto"),
         rates=(2e-3, 6e-3),

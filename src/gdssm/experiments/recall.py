@@ -44,6 +44,17 @@ PRESETS = {
         widths=(32,),
         points=8,
     ),
+    "reduced": Preset(
+        cells=(SMALL, (256, 64)),
+        widths=(32, 64),
+        vocabulary=256,
+        noise=False,
+        shape=Shape(n_layers=2, n_heads=2),
+        recipe=Recipe(steps=600, batch=32, warmup=50, device="auto"),
+        rates=(3e-3, 1e-2),
+        tuned=1,
+        points=6,
+    ),
     "paper": Preset(
         contenders=("gdssm", "gdssm-input-decay", "linear-attention", "gated-linear-attention", "delta-net", "mamba", "gpt2"),
         cells=(SMALL, (256, 64)),

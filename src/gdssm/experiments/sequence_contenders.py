@@ -31,6 +31,7 @@ class Shape:
     max_tokens                 tokens of a sequence, at most: positions of GPT-2
     embed                      tokens are integers
     pooled, both               one output per sequence; not causal
+    window, taps               tokens of a filter, of all that have filters; GDSSM's filters: one a "head", or one a "channel"
     """
 
     width: int = 128
@@ -40,6 +41,8 @@ class Shape:
     embed: bool = True
     pooled: bool = False
     both: bool = False
+    window: int = 4
+    taps: str = "head"
 
 
 class Ends(Protocol):
@@ -86,7 +89,8 @@ def _deep(**options: Any) -> Callable[[Ends, Shape, int | None], nn.Module]:
                 n_layers=shape.n_layers,
                 n_heads=shape.n_heads,
                 bidirectional=shape.both,
-                **options,
+                window=shape.window,
+                **{"taps": shape.taps, **options},
             )
         )
 
@@ -114,6 +118,7 @@ def _baseline(mixer: str) -> Callable[[Ends, Shape, int | None], nn.Module]:
             d_inner=size,
             n_layers=shape.n_layers,
             n_heads=shape.n_heads,
+            window=shape.window,
             embed=shape.embed,
             pooled=shape.pooled,
             both=shape.both,

@@ -18,7 +18,7 @@ from torch import nn
 from ..analysis import t_interval
 from ..baselines import parameter_count
 from ..blocks import Dots, Lines, Row, Series, Table
-from ..config import counted
+from ..config import ConfigError, counted
 from ..recipe import Recipe
 from ..sequence_train import Fitted, fit, score
 from ..sequences import SequenceTask
@@ -47,11 +47,18 @@ class Comparison(Sizes):
 
     def __post_init__(self) -> None:
         check_contenders(self.contenders)
+        if self.contenders and "gdssm" not in self.contenders:
+            raise ConfigError(f"contenders must have gdssm, which the others are compared with, got {', '.join(self.contenders)}")
 
     @property
     def tuning(self) -> tuple[int, ...]:
         """The seeds that every rate is tried with."""
         return self.seeds if self.tuned is None or len(self.rates) == 1 else self.seeds[: self.tuned]
+
+
+def alone(sizes: Comparison) -> Any:
+    """The sizes without what one training does not depend on: a comparison of more models or seeds keeps what was trained."""
+    return replace(sizes, contenders=(), rates=(), seeds=(), tuned=None)
 
 
 def rate_name(rate: float) -> str:
@@ -65,7 +72,7 @@ def jobs_of(
 ) -> dict[str, Job]:
     """function(sizes, *arguments, contender, rate, seed) for every contender, every rate and the seeds that try them all."""
     return {
-        job_name(prefix, name, rate, seed): Job(function, (sizes, *arguments, name, rate, seed))
+        job_name(prefix, name, rate, seed): Job(function, (alone(sizes), *arguments, name, rate, seed))
         for name in sizes.contenders
         for rate in sizes.rates
         for seed in sizes.tuning
@@ -81,7 +88,7 @@ def further_of(
 ) -> dict[str, Job]:
     """The same for the other seeds, at each contender's best rate."""
     return {
-        job_name(prefix, name, rate, seed): Job(function, (sizes, *arguments, name, rate, seed))
+        job_name(prefix, name, rate, seed): Job(function, (alone(sizes), *arguments, name, rate, seed))
         for name, (rate, _) in best_rates(sizes, results, prefix).items()
         for seed in sizes.seeds
         if seed not in sizes.tuning

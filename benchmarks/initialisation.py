@@ -1,0 +1,99 @@
+"""How a deep model learns a text from several initialisations: what the default of gdssm.deep was chosen by.
+
+    python benchmarks/initialisation.py [--text FILE] [--steps 150] [--seeds 2] [--only NAME ...]
+
+Each row trains the default model of 0.75 million parameters on the same batches (8 crops of 256 characters) and prints bits per
+character of the validation part, mean over the seeds, at two rates. Without --text: the source of Python's standard library.
+"""
+
+import argparse
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from statistics import mean
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gdssm import DeepConfig, GDSSMForSequenceModeling, Recipe
+from gdssm.sequence_train import fit
+from gdssm.sequences import Text, read_corpus
+
+RATES = (2e-3, 6e-3)
+Change = Callable[[str, Tensor, DeepConfig], None]
+
+
+def gpt2_scale(name: str, weight: Tensor, config: DeepConfig) -> None:
+    """Projections of standard deviation 0.02, those that end a branch divided by sqrt(2 n_layers)."""
+    if name.endswith("w_in"):
+        weight.mul_(0.02 / weight.std())
+    elif name.endswith("w_out"):
+        weight.mul_(0.02 * (2 * config.n_layers) ** -0.5 / weight.std())
+
+
+def undivided(name: str, weight: Tensor, config: DeepConfig) -> None:
+    """What ends a branch is not divided by sqrt(2 n_layers)."""
+    if name.endswith("w_out"):
+        weight.mul_((2 * config.n_layers) ** 0.5)
+
+
+def shifted(name: str, weight: Tensor, _: DeepConfig) -> None:
+    """Key and query see one token each, the key one token before the value: an induction head's form."""
+    place = {"u": -2, "v": -1, "d": -1}.get(name.rpartition(".")[2])
+    if place is not None:
+        weight.mul_(0.1)
+        weight[..., place] += 1
+
+
+def same_taps(name: str, weight: Tensor, _: DeepConfig) -> None:
+    """All three filters see the last token."""
+    if name.rpartition(".")[2] in ("u", "v", "d"):
+        weight.mul_(0.1)
+        weight[..., -1] += 1
+
+
+START: dict[str, tuple[dict[str, Any], Change | None]] = {
+    "default": ({}, None),
+    "decays 0.5 to 0.999": ({"decay_range": (0.5, 0.999)}, None),
+    "decays 0.99 to 0.9999": ({"decay_range": (0.99, 0.9999)}, None),
+    "projections of 0.02": ({}, gpt2_scale),
+    "branches not divided": ({}, undivided),
+    "key one token before the value": ({}, shifted),
+    "filters see the last token": ({}, same_taps),
+}
+
+
+def started(name: str, config: DeepConfig, seed: int) -> GDSSMForSequenceModeling:
+    """A model with the weights of one row."""
+    ranges, change = START[name]
+    model = GDSSMForSequenceModeling(replace(config, **ranges))
+    model.reset_parameters(torch.Generator().manual_seed(seed))
+    if change is not None:
+        with torch.no_grad():
+            for key, weight in model.named_parameters():
+                change(key, weight, config)
+    return model
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--text", default="")
+    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--only", nargs="+", choices=tuple(START), default=tuple(START))
+    options = parser.parse_args()
+    task = Text.of(read_corpus(options.text, 2_000_000), window=256, most=64)
+    config = DeepConfig(vocab_size=task.n_inputs, key_map=True)
+    print("| initialisation | " + " | ".join(f"rate {rate:g}" for rate in RATES) + " |\n|---|" + "---|" * len(RATES))
+    for name in options.only:
+        bits = []
+        for rate in RATES:
+            recipe = Recipe(steps=options.steps, batch=8, lr=rate, warmup=options.steps // 10)
+            models = [started(name, config, seed) for seed in range(options.seeds)]
+            bits.append(mean(fit(model, task, recipe, points=1).final for model in models) / math.log(2))
+        print(f"| {name} | " + " | ".join(f"{value:.3f}" for value in bits) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
