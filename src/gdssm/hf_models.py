@@ -318,7 +318,7 @@ def from_deep(model: GDSSMForSequenceModeling) -> GDSSMForCausalLM:
     Raises ConfigError for models with pooling, of vectors, of other outputs than the vocabulary, and bidirectional ones.
     """
     deep = model.config
-    if deep.vocab_size is None or deep.pooling != "none" or deep.outputs != deep.vocab_size or deep.bidirectional:
+    if not deep.predicts_next:
         raise ConfigError("model: only one that reads tokens forward and gives logits of the next token becomes a causal LM")
     shared = {f.name for f in dataclasses.fields(DeepConfig)} - {"d_input", "n_outputs", "pooling", "tie_embeddings"}
     config = GDSSMConfig(**{name: getattr(deep, name) for name in shared}, tie_word_embeddings=deep.tied)
