@@ -1,5 +1,6 @@
 """The examples run as their files say, without warnings, and their numbers are what they claim."""
 
+import ast
 import dataclasses
 import json
 import os
@@ -13,13 +14,14 @@ import nbformat
 import pytest
 
 import gdssm
-from gdssm import runs
+from gdssm import cli, runs
 from gdssm.config_files import read_config_file
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
 NOTEBOOK = EXAMPLES / "quickstart.ipynb"
-SCRIPTS = ("deep_stream", "stream", "table", "train_and_look_inside")
+CONFIGURATIONS = ("one_step", "text")
+SCRIPTS = ("classify", "deep_stream", "hugging_face", "stream", "table", "train_and_look_inside")
 
 
 def environment() -> dict[str, str]:
@@ -41,10 +43,9 @@ def printed(script: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
 def test_every_example_is_tested_and_short() -> None:
     assert {path.name for path in EXAMPLES.iterdir() if path.is_file()} == {
         NOTEBOOK.name,
-        "one_step.py",
-        *(f"{s}.py" for s in SCRIPTS),
+        *(f"{name}.py" for name in (*CONFIGURATIONS, *SCRIPTS)),
     }
-    for script in SCRIPTS:
+    for script in (*CONFIGURATIONS, *SCRIPTS):
         assert len((EXAMPLES / f"{script}.py").read_text().splitlines()) < 50
 
 
@@ -63,6 +64,32 @@ def test_deep_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert lines.pop("numbers in the state") == "512 after 10 bytes, 512 after all"
     assert list(lines) == [f"{what}, relative error" for what in ("in pieces", "merged", "without the first")]
     assert all(float(value) < 1e-10 for value in lines.values())
+
+
+def test_classify(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = printed("classify", tmp_path, monkeypatch, capsys)
+    assert re.fullmatch(r"\[M.*\] = \d", lines.pop("an expression"))
+    chance = float(lines.pop("always the most frequent value"))
+    assert chance < 0.2 < chance + 0.1 < float(lines.pop("accuracy"))
+    assert float(lines.pop("padded, largest change")) < 1e-5
+    assert lines == {}
+
+
+def test_hugging_face(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from transformers.utils import logging
+
+    bars = logging.is_progress_bar_enabled()
+    lines = printed("hugging_face", tmp_path, monkeypatch, capsys)
+    if bars:
+        logging.enable_progress_bar()
+    before, after = (float(number) for number in re.findall(r"[\d.]+(?= before| after)", lines.pop("bits per byte")))
+    assert 7.5 < before < 8.5  # 256 equally likely bytes
+    assert after < 5.5
+    assert lines.pop("loaded, same logits") == "True"
+    assert lines.pop("numbers in a block's state") == "512 after 10 bytes, 512 after all"
+    first, second = ast.literal_eval(lines.pop("written"))
+    assert (first[:2], second[:4]) == ("to", "from")
+    assert lines == {}
 
 
 @pytest.mark.slow  # the notebook trains on the same task, with the same bounds
@@ -95,6 +122,25 @@ def test_the_configuration_trains(tmp_path: Path, capsys: pytest.CaptureFixture[
     ratio = re.search(r"loss ([\d.]+) times that of one step", verdict)
     assert ratio is not None
     assert 0.9 < float(ratio[1]) < 1.2  # answering 0 is at 5
+
+
+def test_the_text_configuration_trains_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The example itself but for fewer steps: better than chance, and text of the vocabulary."""
+    config = read_config_file(EXAMPLES / "text.py")
+    assert isinstance(config, gdssm.TextConfig)
+    short = dataclasses.replace(config, recipe=dataclasses.replace(config.recipe, steps=40))
+    runs.run(short, tmp_path / "run", source="examples/text.py")
+    _, verdict = runs.write_record(tmp_path / "run")
+    bits = re.search(r"([\d.]+) bits per character", verdict)
+    assert bits is not None
+    assert float(bits[1]) < 5  # about 95 characters: 6.6 where they are equally likely
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as done:
+        cli.main(["generate", str(tmp_path / "run"), "--prompt", "def ", "--length", "30"])
+    assert done.value.code == 0
+    written = capsys.readouterr().out
+    assert written.startswith("def ")
+    assert len(written) == 35
 
 
 def test_the_notebook_is_stored_without_traces_of_a_run() -> None:

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -217,9 +218,43 @@ def test_generation_goes_on_from_a_cache():
     assert before.get_seq_length() == 8
     assert torch.equal(generate(first, 5, past_key_values=before), whole)
     assert torch.equal(generate(prompt, 8, prefill_chunk_size=4), whole)
+    embedded = model.get_input_embeddings()(prompt)
+    assert torch.equal(model.generate(inputs_embeds=embedded, max_new_tokens=8, do_sample=False, pad_token_id=0), whole[:, 6:])
     new = whole[0, 6:].tolist()
     ended = generate(prompt[:1], 8, eos_token_id=new[2], pad_token_id=new[2])
     assert ended[0, 6:].tolist() == new[: 1 + new.index(new[2])]
+
+
+def test_several_continuations_from_one_cache():
+    """Beams and returned sequences: each sequence of the cache is copied, as the prompts are."""
+    model, prompt = make(), words(batch=2, length=6)
+    given = {"attention_mask": torch.ones_like(prompt), "max_new_tokens": 4, "pad_token_id": 0}
+    for options in ({"num_beams": 3, "do_sample": False}, {"num_return_sequences": 3, "do_sample": True}):
+        texts = []
+        for start in (None, 5):
+            cache = None if start is None else model(prompt[:, :start], use_cache=True).past_key_values
+            torch.manual_seed(0)
+            texts.append(model.generate(prompt, past_key_values=cache, **options, **given))
+        assert torch.equal(*texts)
+        assert cache.batch_size == 6
+
+
+def test_a_copied_cache_goes_on_by_itself():
+    """Also where gradients are recorded, which flow through the copy; and out of a pickle."""
+    model = make()
+    cache = model(words(), use_cache=True).past_key_values
+    assert cache.state.blocks[0].z.requires_grad
+    copied, shallow, stored = copy.deepcopy(cache), copy.copy(cache), pickle.loads(pickle.dumps(cache))
+    assert copied.state.blocks[0].z is not cache.state.blocks[0].z
+    wanted = model(words(seed=1), past_key_values=cache).logits
+    for other in (copied, shallow, stored):
+        assert other.get_seq_length() == 12
+        assert torch.equal(model(words(seed=1), past_key_values=other).logits, wanted)
+    weight = model.model.core.blocks[0].mixer.u
+    before, after = (
+        torch.autograd.grad(state.blocks[0].z.sum(), weight, retain_graph=True)[0] for state in (shallow.state, copied.state)
+    )
+    assert torch.equal(before, after)
 
 
 def test_the_cache_is_the_state():
@@ -257,6 +292,7 @@ def test_classifier_reads_no_padding(options):
     alone = torch.cat([model(row[row != 6][None]).logits for row in tokens])
     assert ratio(model(tokens).logits, alone) <= 1e-12
     assert ratio(model(tokens.masked_fill(tokens == 6, 1), attention_mask=(tokens != 6).long()).logits, alone) <= 1e-12
+    assert model.accepts_loss_kwargs is False  # otherwise Trainer would add up the means of accumulated batches
     loss = model(tokens, labels=torch.tensor([0, 2, 1])).loss
     assert ratio(loss, torch.nn.functional.cross_entropy(alone, torch.tensor([0, 2, 1]))) <= 1e-6
 
@@ -336,11 +372,17 @@ def test_the_pipeline_writes_text():
 # Bad input
 
 
+def both_ways():
+    return hf_models.GDSSMBackbone(GDSSMConfig(vocab_size=VOCAB, d_model=8, n_layers=1, n_heads=2, bidirectional=True))
+
+
 @pytest.mark.parametrize(("options", "message"), [
     ({"n_heads": 3}, "n_heads must divide d_model"),
     ({"form": "shard"}, "form is 'shard' (did you mean 'shared'?)"),
     ({"pooling": "max"}, "pooling is 'max'; allowed: mean, last"),
     ({"gdssm_format": 2}, "gdssm_format is 2: this gdssm reads format 1"),
+    ({"n_layer": 2}, "n_layer is no field of GDSSMConfig (did you mean 'n_layers'?)"),
+    ({"num_atention_heads": 2}, "num_atention_heads is no field of GDSSMConfig (did you mean 'num_attention_heads'?)"),
 ])  # fmt: skip
 def test_configurations_that_are_refused(options, message):
     with pytest.raises(ConfigError) as error:
@@ -355,6 +397,7 @@ def test_configurations_that_are_refused(options, message):
     (lambda m: m(words(), output_attentions=True), "output_attentions is True; a GDSSM gives its last hidden vectors only"),
     (lambda m: m(words() + 1), "tokens must lie in 0..6 (vocab_size 7), got 7"),
     (lambda m: m.generate(words(), max_new_tokens=1, cache_implementation="static"), "cache_implementation is 'static'; a GDSSM"),
+    (lambda m: both_ways()(words(), past_key_values=GDSSMCache()), "past_key_values: a bidirectional model reads whole sequences"),
     (lambda m: GDSSMForCausalLM(GDSSMConfig(vocab_size=7, bidirectional=True)), "bidirectional is True: a causal language model"),
 ])  # fmt: skip
 def test_calls_that_are_refused(call, message):
@@ -384,6 +427,9 @@ def test_files_that_are_refused(tmp_path):
     missing = "2 weights of the blocks are missing, the first is model.core.blocks.1.mixer.d"
     assert refusal(StorageError) == f"{tmp_path}: {missing}"
     file.write_bytes(whole)
+    config.write_text(json.dumps(settings | {"n_layers": 1}))
+    more = "8 weights of the blocks are not in the configuration, the first is model.core.blocks.1.mixer.d"
+    assert refusal(StorageError) == f"{tmp_path}: {more}"
     config.write_text(json.dumps(settings | {"gdssm_format": 7}))
     assert refusal(ConfigError) == "gdssm_format is 7: this gdssm reads format 1"
     config.write_text(json.dumps(settings))

@@ -25,7 +25,7 @@ ORDER = [
     {"layers"},
     {"readouts"},
     {"models", "classifiers", "learners", "baselines", "deep", "generation"},
-    {"construct", "tokens", "ensemble", "hf", "hf_sequences", "saving", "streaming"},
+    {"construct", "tokens", "ensemble", "hf", "hf_cache", "hf_sequences", "saving", "streaming"},
     {"hf_models", "sequences"},
     {"train", "predict"},
     {"copies", "sequence_train", "text_config"},
@@ -53,7 +53,7 @@ LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 LAST = len(ORDER)
 OWNERS = {
     "matplotlib": {"bench", "charts", "figures", "identification_figures"},
-    "transformers": {"bench", "hf", "hf_models"},
+    "transformers": {"bench", "hf", "hf_cache", "hf_models"},
     "treescope": {"show"},
     "IPython": {"show"},
     "triton": {"ops"},

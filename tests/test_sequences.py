@@ -112,15 +112,24 @@ def test_a_vocabulary_encodes_and_decodes(level):
     assert Vocabulary.from_record(vocabulary.as_record()) == vocabulary
 
 
+def test_files_of_other_systems(tmp_path):
+    (tmp_path / "text.txt").write_bytes("\ufeffab\r\ncd\r\n".encode())
+    assert read_corpus(tmp_path / "text.txt").text == "ab\ncd\n"
+
+
 def test_texts_that_cannot_be_used(tmp_path):
     (tmp_path / "empty.txt").touch()
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(TextError, match=r"empty\.txt: is empty"):
+    with pytest.raises(TextError, match=r"text is .*empty\.txt', which is empty"):
         read_corpus(tmp_path / "empty.txt")
     with pytest.raises(TextError, match=r"binary\.txt', which is no text in UTF-8"):
         read_corpus(tmp_path / "binary.txt")
     with pytest.raises(TextError, match=r"none\.txt', which cannot be read: No such file"):
         read_corpus(tmp_path / "none.txt")
+    with pytest.raises(TextError, match=r"text is 'a\\x00b', which is no path of a file"):
+        read_corpus("a\0b")
+    with pytest.raises(TextError, match=r"holds the character '\\ud8ff' at position 1, which cannot be written in UTF-8"):
+        Vocabulary().encode("a\ud8ff")
     with pytest.raises(TextError, match=r"text has 100 characters, of which 5 are for validation; a window of 5 needs at least 6"):
         Text.of(Corpus("x" * 100, "x"), window=5)
     with pytest.raises(TextError, match=r"the character 'z' at position 2, which is none of the 3 characters"):

@@ -48,6 +48,10 @@ def test_a_configuration_file_is_a_program(tmp_path: Path) -> None:
             HEAD + "config = TrainConfig(stepps=3)",
             "unexpected keyword argument 'stepps' (did you mean 'steps'?); allowed: task, model",
         ),
+        (
+            "import gdssm\nconfig = gdssm.TextConfig(model=gdssm.DeepConfig(vocab_size=1, n_layer=3))",
+            "DeepConfig.__init__() got an unexpected keyword argument 'n_layer' (did you mean 'n_layers'?)",
+        ),
         (HEAD + "config = TrainConfig(steps=0)", "c.py, line 2: steps must be an integer >= 1, got 0"),
         (HEAD + "config = TrainConfig(steps='9')", "steps must be of type int, got '9'"),
         (HEAD + "config = TrainConfig(seeds=3)", "seeds must be of type tuple[int, ...], got 3"),

@@ -145,6 +145,8 @@ def test_states_that_cannot_be_loaded(tmp_path):
     other = tmp_path / "other.safetensors"
     write(other, "state", {"seen": torch.zeros(3, dtype=torch.int64)}, {"of": json.loads(json.dumps(vars(model.config)))})
     assert refusal(other, model) == "does not describe a state of this gdssm: its tensors have other names or shapes"
+    with pytest.raises(StorageError, match="state must be a State or a DeepState, got a tuple"):
+        gdssm.save_state(model(words()), tmp_path / "new.safetensors")
     broken = model(words())[1].map(lambda t: t * torch.nan if t.is_floating_point() else t)
     with pytest.raises(StorageError, match=r"state: blocks.0.z has values that are not numbers; .*new.safetensors was not written"):
         gdssm.save_state(broken, tmp_path / "new.safetensors")
@@ -211,8 +213,10 @@ def test_what_cannot_be_merged_or_forgotten():
     short, long = model(words(length=3))[1], model(words(length=9))[1]
     with pytest.raises(ValueError, match=r"forget: other has read \[9, 9, 9\] tokens, this state only \[3, 3, 3\]"):
         short.forget(long)
-    with pytest.raises(ValueError, match="merge: other is the state of another model"):
+    with pytest.raises(ValueError, match="merge: other is not a state of the same model"):
         long.merge(make(**(ONE | {"window": 2})).init_state(3))
+    with pytest.raises(ValueError, match="forget: other is not a state of the same model"):
+        long.forget(long.blocks[0])
     with pytest.raises(ValueError, match="merge: other has Z of shape"):
         long.merge(model.init_state(2))
 

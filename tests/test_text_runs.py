@@ -1,6 +1,8 @@
 """Runs on a text: resumed to the same bytes, refused where the text changed; and `gdssm generate`, beside plain greedy decoding."""
 
+import io
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import gdssm
 from gdssm import DeepConfig, Recipe, TextConfig, TrainConfig, checkpoint, cli, saving
 from gdssm.config import ConfigError
 from gdssm.generated import load, pieces
+from gdssm.generated import run as write_text
 from gdssm.generation import draw, generate
 from gdssm.runs import load_training, run, write_record
 from gdssm.sequences import Vocabulary
@@ -74,7 +77,7 @@ def test_a_run_goes_on_with_its_own_text_only(text: Path, finished: Path, tmp_pa
     other.write_text(TEXT, encoding="utf-8")
     run(replace(config(other), recipe=Recipe(steps=2, batch=2)), tmp_path / "run")
     other.write_text(TEXT.replace("a", "b"), encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"digest is '\w+', the run that --resume goes on with has '\w+'"):
+    with pytest.raises(ConfigError, match=r"the digest of the text is '\w+', the run that --resume goes on with has '\w+'"):
         run(replace(config(other), recipe=Recipe(steps=2, batch=2)), tmp_path / "run", resume=True)
     with pytest.raises(ConfigError, match="which is another text than the run began with"):
         load_training(tmp_path / "run")
@@ -154,7 +157,7 @@ def test_draws_follow_the_softmax() -> None:
     for temperature in (0.5, 2.0):
         found = torch.bincount(torch.tensor([draw(logits, temperature, g) for _ in range(2500)]), minlength=3) / 2500
         torch.testing.assert_close(found, (logits / temperature).softmax(0), rtol=0, atol=4 * 0.5 / 2500**0.5)
-    assert draw(logits, 0) == 2
+    assert draw(logits, 0) == draw(logits, 1e-320, g) == 2
 
 
 def test_every_token_reads_one_token() -> None:
@@ -207,6 +210,8 @@ def test_the_command_writes_text_from_a_run_a_checkpoint_and_a_model(finished: P
         (["FINISHED/metrics.jsonl"], "is no file that gdssm wrote"),
         (["FINISHED/models"], "a directory without run.json"),
         (["MODEL"], "which holds no model of a text with its vocabulary"),
+        (["POOLED"], "which holds no model of a text with its vocabulary"),
+        (["TWICE"], "twice.safetensors: vocabulary holds a character twice"),
         (["WRONG"], "the vocabulary has 3 tokens, the model reads 8"),
     ],
 )
@@ -214,9 +219,27 @@ def test_models_and_prompts_that_cannot_be_used(arguments: list[str], fragment: 
     model, _ = load(finished)
     saving.save(model, tmp_path / "plain.safetensors")
     saving.save(model, tmp_path / "wrong.safetensors", {"vocabulary": Vocabulary("abc").as_record()})
-    places = {"MODEL": tmp_path / "plain.safetensors", "WRONG": tmp_path / "wrong.safetensors", "FINISHED": finished}
+    saving.save(model, tmp_path / "twice.safetensors", {"vocabulary": {"level": "characters", "symbols": "aabbccdd"}})
+    pooled = gdssm.GDSSMForSequenceModeling(vocab_size=3, n_outputs=3, pooling="last", d_model=8, n_layers=1, n_heads=2)
+    saving.save(pooled, tmp_path / "pooled.safetensors", {"vocabulary": Vocabulary("abc").as_record()})
+    places = {
+        "POOLED": tmp_path / "pooled.safetensors",
+        "TWICE": tmp_path / "twice.safetensors",
+        "MODEL": tmp_path / "plain.safetensors",
+        "WRONG": tmp_path / "wrong.safetensors",
+        "FINISHED": finished,
+    }
     for name, path in places.items():
         arguments = [argument.replace(name, str(path)) for argument in arguments]
     code, err = command("generate", *arguments)
     assert (code, err.count("\n")) == (2, 1)
     assert fragment in err
+
+
+def test_an_output_without_the_characters_gets_question_marks(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    write_text(finished, "é", length=3, temperature=0, seed=0)
+    sys.stdout.flush()
+    assert raw.getvalue().startswith(b"?")
+    assert len(raw.getvalue()) == 5

@@ -288,7 +288,7 @@ def _call(command: Command, positional: list[Any], options: dict[str, Any], labe
     """Run. An error of the library about a parameter that was given names it as it stands on the command line."""
     try:
         return command(*positional, **options)
-    except ConfigError as error:
+    except UserError as error:
         name, _, rest = str(error).partition(" ")
         if name not in labels:
             raise

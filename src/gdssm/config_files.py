@@ -54,7 +54,9 @@ def _classes() -> "tuple[type[TrainConfig], type[TextConfig]] | tuple[type[Train
 def _suggestion(error: BaseException) -> str:
     """The near miss of a field's name that a configuration does not have."""
     unknown = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
-    classes = {cls.__name__: cls for cls in (*_classes(), ModelConfig, LinearRegression, Recipe)}
+    classes: dict[str, type] = {cls.__name__: cls for cls in (*_classes(), ModelConfig, LinearRegression, Recipe)}
+    if (deep := sys.modules.get("gdssm.deep.config")) is not None:  # there where the file has imported it
+        classes["DeepConfig"] = deep.DeepConfig
     if not isinstance(error, TypeError) or unknown is None or unknown[1] not in classes:
         return ""
     known = [f.name for f in fields(classes[unknown[1]])]

@@ -40,11 +40,17 @@ def run(path: Path, prompt: str | None, *, length: int, temperature: float, seed
     except TextError as error:
         raise TextError(f"--prompt: {error}") from None
     tokens = generate(model, given, length=length, temperature=temperature, generator=torch.Generator().manual_seed(seed))
-    sys.stdout.write(prompt)
+    _write(prompt)
     for piece in pieces(tokens, vocabulary):
-        sys.stdout.write(piece)
-        sys.stdout.flush()
-    sys.stdout.write("\n")
+        _write(piece)
+    _write("\n")
+
+
+def _write(text: str) -> None:
+    """To standard output at once; what its encoding does not have becomes a question mark."""
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
+    sys.stdout.flush()
 
 
 def pieces(tokens: Iterable[int], vocabulary: Vocabulary) -> Iterator[str]:
@@ -72,9 +78,12 @@ def load(path: Path) -> tuple[GDSSMForSequenceModeling, Vocabulary]:
             return _of_training(path)
         except StorageError:
             raise error from None
-    if not isinstance(model, GDSSMForSequenceModeling) or "vocabulary" not in notes:
+    if not isinstance(model, GDSSMForSequenceModeling) or not model.config.predicts_next or "vocabulary" not in notes:
         raise TextModelError(f"MODEL is {shown(str(path))}, which holds no model of a text with its vocabulary")
-    vocabulary = Vocabulary.from_record(notes["vocabulary"])
+    try:
+        vocabulary = Vocabulary.from_record(notes["vocabulary"])
+    except TextError as error:
+        raise TextModelError(f"{path}: {error}") from None
     if len(vocabulary) != model.config.vocab_size:
         raise TextModelError(f"{path}: the vocabulary has {len(vocabulary)} tokens, the model reads {model.config.vocab_size}")
     return model, vocabulary

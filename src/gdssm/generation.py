@@ -43,6 +43,7 @@ def _tokens(model: Any, prompt: Tensor, length: int, temperature: float, generat
 def draw(logits: Tensor, temperature: float, generator: torch.Generator | None = None) -> int:
     """A token from logits (V,): the Gumbel-max trick in float64, which has the softmax's law. Temperature 0: the largest."""
     scores = logits.double().cpu()
+    scores -= scores.max()  # however small the temperature, the largest stays finite
     if temperature > 0:
         uniform = torch.rand(len(scores), dtype=torch.float64, generator=generator).clamp_(min=math.ulp(0.0))
         scores = scores / temperature - (-uniform.log()).log()

@@ -8,6 +8,7 @@ Written for the range of transformers that pyproject.toml names.
 """
 
 import dataclasses
+import difflib
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from .config import ConfigError, counted, one_line
-from .deep import DeepConfig, DeepState, GatedMLP, GDSSMForSequenceModeling, GDSSMModel, Mixer, RMSNorm
+from .deep import DeepConfig, GatedMLP, GDSSMForSequenceModeling, GDSSMModel, Mixer, RMSNorm
 from .deep.model import pool
 from .storage import StorageError
 
@@ -29,9 +30,10 @@ try:
         PreTrainedConfig,
         PreTrainedModel,
     )
-    from transformers.cache_utils import DynamicCache
     from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast, SequenceClassifierOutputWithPast
     from transformers.utils import can_return_tuple
+
+    from .hf_cache import GDSSMCache
 except ModuleNotFoundError as error:
     if (error.name or "").partition(".")[0] != "transformers":
         raise
@@ -59,7 +61,8 @@ class GDSSMConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers is no
     others         those of DeepConfig; tie_word_embeddings is its tie_embeddings; hidden_size, num_hidden_layers and
                    num_attention_heads are other names for d_model, n_layers and n_heads
 
-    Raises ConfigError for values out of range or that do not fit together, and for a configuration of another format.
+    Raises ConfigError for values out of range or that do not fit together, for names that are nearly those of a field, and for
+    a configuration of another format.
     """
 
     model_type = "gdssm"
@@ -95,6 +98,11 @@ class GDSSMConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers is no
     gdssm_format: int = FORMAT
 
     def __post_init__(self, **kwargs: Any) -> None:
+        own = [*(f.name for f in dataclasses.fields(DeepConfig)), *self.attribute_map]
+        for name in kwargs:  # transformers keeps what it does not know; a slip of the pen would change nothing and say nothing
+            close = difflib.get_close_matches(name, own, 1, cutoff=0.8)
+            if close:
+                raise ConfigError(f"{name} is no field of {type(self).__name__} (did you mean {close[0]!r}?)")
         super().__post_init__(**kwargs)
         if self.gdssm_format != FORMAT:
             raise ConfigError(f"gdssm_format is {self.gdssm_format!r}: this gdssm reads format {FORMAT}")
@@ -106,74 +114,6 @@ class GDSSMConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers is no
         """The gdssm.DeepConfig of the blocks."""
         own = {f.name for f in dataclasses.fields(DeepConfig)} - {"d_input", "n_outputs", "pooling", "tie_embeddings"}
         return DeepConfig(**{name: getattr(self, name) for name in own}, tie_embeddings=self.tie_word_embeddings)
-
-
-class GDSSMCache(DynamicCache):  # type: ignore[misc]
-    """Where a model stands in its streams, as transformers' generation wants it.
-
-    state   the DeepState, a value: the cache is changed by putting another one in its place; None before the first token
-    Tokens are counted with the masked ones among them, because generation counts columns of its input.
-    """
-
-    is_compileable = False
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.state: DeepState | None = None
-        self.columns = 0
-
-    def update_state(self, state: DeepState, columns: int) -> None:
-        """The state after as many further columns of input."""
-        self.state, self.columns = state, self.columns + columns
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Columns of input read."""
-        return self.columns
-
-    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
-        """Length and offset of the mask for this many further columns."""
-        return self.columns + query_length, 0
-
-    def get_max_length(self, layer_idx: int | None = None) -> int:
-        """-1: no limit."""
-        return -1
-
-    def has_previous_state(self, layer_idx: int | None = None, state_idx: int | None = None) -> bool:
-        """Whether anything was read."""
-        return self.state is not None
-
-    @property
-    def batch_size(self) -> int:
-        """Sequences; -1 before the first token."""
-        return -1 if self.state is None else len(self.state.seen)
-
-    @property
-    def is_croppable(self) -> bool:
-        """False: a recurrent state cannot forget its last tokens."""
-        return False
-
-    def crop(self, tokens_to_remove: int) -> None:
-        """Raises RuntimeError unless nothing is to be removed: a recurrent state cannot forget its last tokens."""
-        if tokens_to_remove:
-            raise RuntimeError(f"tokens_to_remove is {tokens_to_remove}: a recurrent state cannot forget its last tokens")
-
-    def reset(self) -> None:
-        """Nothing read."""
-        self.state, self.columns = None, 0
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        """The state of beam beam_idx[i] at place i."""
-        self.batch_select_indices(beam_idx)
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Every sequence as often, copies side by side."""
-        if self.state is not None:
-            self.batch_select_indices(torch.arange(self.batch_size).repeat_interleave(repeats))
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """The sequences of these numbers."""
-        if self.state is not None:
-            self.state = self.state.select(indices)
 
 
 class GDSSMPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
@@ -188,14 +128,15 @@ class GDSSMPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
 
     @classmethod
     def from_pretrained(cls, name: Any, *arguments: Any, output_loading_info: bool = False, **options: Any) -> Any:
-        """As transformers' own; StorageError where a file is damaged or weights of the blocks are missing from it."""
+        """As transformers' own; StorageError where a file is damaged or the blocks' weights are not the configuration's."""
         try:
             model, info = super().from_pretrained(name, *arguments, output_loading_info=True, **options)
         except SafetensorError as error:
             raise StorageError(f"{name}: its weights are damaged: {one_line(str(error))}") from None
-        missing = sorted(key for key in info["missing_keys"] if ".core." in f".{key}")
-        if missing:
-            raise StorageError(f"{name}: {counted(len(missing), 'weight')} of the blocks are missing, the first is {missing[0]}")
+        for kind, problem in (("missing_keys", "are missing"), ("unexpected_keys", "are not in the configuration")):
+            keys = sorted(key for key in info[kind] if ".core." in f".{key}")
+            if keys:
+                raise StorageError(f"{name}: {counted(len(keys), 'weight')} of the blocks {problem}, the first is {keys[0]}")
         return (model, info) if output_loading_info else model
 
     @torch.no_grad()
@@ -245,6 +186,8 @@ class GDSSMBackbone(GDSSMPreTrainedModel):
         _refuse(kwargs)
         if past_key_values is not None and not isinstance(past_key_values, GDSSMCache):
             raise ValueError(f"past_key_values must be a GDSSMCache, got {type(past_key_values).__name__}")
+        if past_key_values is not None and self.config.bidirectional:
+            raise ValueError("past_key_values: a bidirectional model reads whole sequences and goes on from none")
         if input_ids is not None and inputs_embeds is None:
             h = self.core.embed(input_ids)
         elif inputs_embeds is not None and input_ids is None:
@@ -317,6 +260,13 @@ class GDSSMForCausalLM(GDSSMPreTrainedModel, GenerationMixin):  # type: ignore[m
         elif generation_config.use_cache is not False:
             model_kwargs["past_key_values"] = GDSSMCache()
 
+    def _expand_inputs_for_generation(self, expand_size: int = 1, **kwargs: Any) -> tuple[Tensor, dict[str, Any]]:
+        """Every sequence as often; also those of a cache that the user gave, which transformers leaves as it is."""
+        cache = kwargs.get("past_key_values")
+        if expand_size > 1 and isinstance(cache, GDSSMCache):
+            cache.batch_repeat_interleave(expand_size)
+        return super()._expand_inputs_for_generation(expand_size=expand_size, **kwargs)
+
     @staticmethod
     def create_masks_for_generate(attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
         """The mask as it is, (B, T): there is no attention to mask."""
@@ -325,6 +275,8 @@ class GDSSMForCausalLM(GDSSMPreTrainedModel, GenerationMixin):  # type: ignore[m
 
 class GDSSMForSequenceClassification(GDSSMPreTrainedModel):
     """A classifier: the mean or the last hidden vector of each sequence's tokens, and a linear map to num_labels scores."""
+
+    accepts_loss_kwargs = False  # its loss is a mean over the batch it is given: Trainer divides it by the batches of a step
 
     def __init__(self, config: GDSSMConfig) -> None:
         super().__init__(config)
@@ -366,7 +318,7 @@ def from_deep(model: GDSSMForSequenceModeling) -> GDSSMForCausalLM:
     Raises ConfigError for models with pooling, of vectors, of other outputs than the vocabulary, and bidirectional ones.
     """
     deep = model.config
-    if deep.vocab_size is None or deep.pooling != "none" or deep.outputs != deep.vocab_size or deep.bidirectional:
+    if not deep.predicts_next:
         raise ConfigError("model: only one that reads tokens forward and gives logits of the next token becomes a causal LM")
     shared = {f.name for f in dataclasses.fields(DeepConfig)} - {"d_input", "n_outputs", "pooling", "tie_embeddings"}
     config = GDSSMConfig(**{name: getattr(deep, name) for name in shared}, tie_word_embeddings=deep.tied)

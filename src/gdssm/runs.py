@@ -206,13 +206,16 @@ def _monitor(config: Config) -> AnyMonitor:
     return TextMonitor(config) if isinstance(config, TextConfig) else Monitor(config)
 
 
+_SAID = {"digest": "the digest of the text"}  # fields that no one wrote
+
+
 def _check_same(config: Config, before: Config) -> None:
     if type(config) is not type(before):
         raise ConfigError(f"config is a {type(config).__name__}, the run that --resume goes on with has a {type(before).__name__}")
     now, then = (_flat(dataclasses.asdict(c)) for c in (config, before))
     for name, value in now.items():
         if then[name] != value:
-            raise ConfigError(f"{name} is {value!r}, the run that --resume goes on with has {then[name]!r}")
+            raise ConfigError(f"{_SAID.get(name, name)} is {value!r}, the run that --resume goes on with has {then[name]!r}")
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -65,10 +65,12 @@ def load(name: str | Path) -> nn.Module:
 def save_state(state: State | DeepState, path: str | Path) -> Path:
     """Write where a layer or a deep model stands in its streams to one file, and return its path; the suffix is .safetensors.
 
-    `load_state` gives it back bit for bit. The weights are not in it. Raises StorageError where a number of the state is NaN or
-    the file cannot be written.
+    `load_state` gives it back bit for bit. The weights are not in it. Raises StorageError for anything but a state, where a
+    number of it is NaN, and where the file cannot be written.
     """
     path = _writable(path)
+    if not isinstance(state, State | DeepState):
+        raise StorageError(f"state must be a State or a DeepState, got a {type(state).__name__}")
     tensors = _state_tensors(state)
     _check_numbers("state", tensors, path)
     of = dataclasses.asdict(state.config) if isinstance(state, DeepState) else _layer(state.layer)

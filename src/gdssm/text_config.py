@@ -54,7 +54,7 @@ class TextConfig:
         check_count("seed", self.seed, 0, LARGEST_SEED)
         check_count("eval_windows", self.eval_windows, 0, LARGEST_SIZE)
         model = self.model
-        if model.vocab_size is None or model.n_outputs is not None or model.pooling != "none" or model.bidirectional:
+        if not model.predicts_next or model.n_outputs is not None:
             raise ConfigError(
                 "model must read tokens, in one direction, and give logits of the next for each; got "
                 f"vocab_size {model.vocab_size}, n_outputs {model.n_outputs}, pooling {model.pooling!r}, "

@@ -62,10 +62,22 @@ class GDSSMBlock(nn.Module):
         return self.mixer.init_state(batch_size)
 
     def forward(self, h: Tensor, state: BlockState | None = None, lengths: Tensor | None = None) -> tuple[Tensor, BlockState]:
+        self._check(h, state)
         eps = self.config.norm_eps
         y, after = self.mixer(rms_norm(h, eps), state, lengths)
         h = h + y
         return h if self.mlp is None else h + self.mlp(rms_norm(h, eps)), after
+
+    def _check(self, h: Tensor, state: BlockState | None) -> None:
+        size = self.config.d_model
+        if not isinstance(h, Tensor) or h.ndim != 3 or h.shape[2] != size:
+            raise ValueError(f"h must be (B, T, {size}), got {tuple(h.shape) if isinstance(h, Tensor) else type(h).__name__}")
+        if state is None:
+            return
+        if not isinstance(state, BlockState):
+            raise ValueError(f"state must be a BlockState, got a {type(state).__name__}")
+        if len(state.z) != len(h):
+            raise ValueError(f"state is for {len(state.z)} sequences, h has {len(h)}")
 
 
 def config_of(config: DeepConfig | None, options: dict[str, object]) -> DeepConfig:

@@ -145,6 +145,11 @@ class DeepConfig:
         return found
 
     @property
+    def predicts_next(self) -> bool:
+        """Whether it reads tokens in one direction and gives logits of the next one for each."""
+        return self.vocab_size is not None and self.outputs == self.vocab_size and self.pooling == "none" and not self.bidirectional
+
+    @property
     def tied(self) -> bool:
         """Whether the head is the embedding's matrix: where tie_embeddings is set and the two have the same shape and meaning."""
         return self.tie_embeddings and self.vocab_size is not None and self.pooling == "none" and self.outputs == self.vocab_size

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
+from ..config import shown
 from ..ops.windows import check_lengths
 from ..weights import check_size
 from .block import GatedMLP, GDSSMBlock, config_of
@@ -82,7 +83,8 @@ class GDSSMModel(nn.Module):
     def forward(
         self, tokens: Tensor, state: DeepState | None = None, lengths: Tensor | None = None, mask: Tensor | None = None
     ) -> tuple[Tensor, DeepState | None]:
-        if tokens.is_floating_point() and tokens.ndim == 3 and (lengths is not None or mask is not None):
+        padded = lengths is not None or mask is not None
+        if padded and isinstance(tokens, Tensor) and tokens.is_floating_point() and tokens.ndim == 3:
             tokens = _without_padding(tokens, lengths, mask)
         return self.hidden(self.embed(tokens), state, lengths, mask)
 
@@ -193,7 +195,12 @@ class GDSSMForSequenceModeling(nn.Module):
         return self.outputs(pooled), None if self.config.pooling == "mean" else after
 
     def step(self, token: Tensor, state: DeepState) -> tuple[Tensor, DeepState]:
-        """One token: (B,) integers or (B, d_input) vectors -> outputs (B, n_outputs), and the state after it."""
+        """One token: (B,) integers or (B, d_input) vectors -> outputs (B, n_outputs), and the state after it.
+
+        Errors as GDSSMModel's, for tokens (B, 1) and (B, 1, d_input).
+        """
+        if not isinstance(token, Tensor) or token.ndim == 0:
+            raise ValueError(f"token must have the batch as its first axis, got {shown(token)}")
         outputs, after = self(token.unsqueeze(1), state)
         if after is None:
             raise ValueError("step: a model that reads whole sequences has no state to go on from")

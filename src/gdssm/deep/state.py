@@ -43,6 +43,10 @@ class DeepState:
         first = self.blocks[0]
         return f"DeepState({len(self.blocks)} x (z={summary(first.z)}, tail={summary(first.tail)}), seen={seen})"
 
+    def __deepcopy__(self, memo: dict[int, object]) -> "DeepState":
+        """Tensors of their own, also where gradients are recorded, which they go on to flow through."""
+        return self.map(torch.clone)
+
     def map(self, function: Callable[[Tensor], Tensor]) -> "DeepState":
         """The state with a function of its tensors, each with the batch as first axis: to detach, move, or pick sequences."""
         blocks = tuple(BlockState(function(block.z), function(block.tail)) for block in self.blocks)
@@ -83,8 +87,8 @@ class DeepState:
 
     def _check_sum(self, what: str, other: "DeepState") -> None:
         config = self.config
-        if other.config != config:
-            raise ValueError(f"{what}: other is the state of another model")
+        if not isinstance(other, DeepState) or other.config != config:
+            raise ValueError(f"{what}: other is not a state of the same model")
         if config.n_layers != 1 or config.decay != "none":
             raise ValueError(
                 f"{what}: states add up only for one block with decay 'none' (later blocks read what earlier ones gave), "

@@ -43,17 +43,22 @@ class Corpus:
 def read_corpus(path: str | Path = "", limit: int = 0) -> Corpus:
     """The text of a UTF-8 file; where path is "", the standard library's source. At most `limit` characters, 0: all.
 
+    Line breaks of any system become newlines; a byte order mark at the start is left out.
     Raises TextError for a file that cannot be read, is no UTF-8 or is empty; ConfigError for a limit out of range.
     """
     check_count("limit", limit, 0, MOST_CHARACTERS)
     if str(path) == "":
         return _standard_library(limit or MOST_CHARACTERS)
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:
         raise TextError(f"text is {shown(str(path))}, which cannot be read: {error.strerror}") from None
-    except ValueError:
+    except UnicodeDecodeError:
         raise TextError(f"text is {shown(str(path))}, which is no text in UTF-8") from None
+    except ValueError:
+        raise TextError(f"text is {shown(str(path))}, which is no path of a file") from None
+    if not text:
+        raise TextError(f"text is {shown(str(path))}, which is empty; a text is needed")
     return Corpus(text[: limit or None], Path(path).name)
 
 

@@ -43,9 +43,14 @@ class Vocabulary:
         return "characters" if self.symbols else "bytes"
 
     def encode(self, text: str) -> Tensor:
-        """The tokens of a text, (T,). TextError where it holds a character that the vocabulary does not."""
+        """The tokens of a text, (T,). TextError where it holds a character that the vocabulary, or UTF-8, does not."""
         if not self.symbols:
-            return torch.frombuffer(bytearray(text.encode() or b"\0"), dtype=torch.uint8)[: len(text.encode())].long()
+            try:
+                data = text.encode()
+            except UnicodeEncodeError as error:
+                wrong = f"text holds the character {text[error.start]!r} at position {error.start}"
+                raise TextError(f"{wrong}, which cannot be written in UTF-8") from None
+            return torch.frombuffer(bytearray(data or b"\0"), dtype=torch.uint8)[: len(data)].long()
         index = {symbol: i for i, symbol in enumerate(self.symbols)}
         unknown = next((i for i, symbol in enumerate(text) if symbol not in index), None)
         if unknown is not None:
