@@ -39,19 +39,27 @@ def rounded(x, TO: tl.constexpr):
 
 
 @triton.jit
-def truncated(x):
-    """float32 as a TF32 product reads it: the last 13 bits are left out. For the interpreter."""
-    return (x.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
+def nearest_tf32(x):
+    """To nearest in TF32, ties away from zero. A product would leave out the last 13 bits, which is wrong to one side."""
+    if x.dtype != tl.float32:
+        x = x.to(tl.float32)  # half precision is TF32 as it is
+    elif INTERPRETED:
+        x = ((x.to(tl.int32, bitcast=True) + 4096) & -8192).to(tl.float32, bitcast=True)
+    else:
+        bits = tl.inline_asm_elementwise(
+            "cvt.rna.tf32.f32 $0, $1;", "=r,r", [x.to(tl.int32, bitcast=True)], dtype=tl.int32, is_pure=True, pack=1
+        )
+        x = bits.to(tl.float32, bitcast=True)
+    return x
 
 
 @triton.jit
 def product(a, b, OP: tl.constexpr, IP: tl.constexpr):
-    """a @ b summed in float32, with both rounded to OP first."""
+    """a @ b summed in float32, with both rounded to OP first; IP: the precision of products where OP is float32."""
+    if tl.float32 == OP and IP == "tf32":
+        a, b = nearest_tf32(a), nearest_tf32(b)
     if INTERPRETED:
-        a, b = rounded(a, OP).to(tl.float32), rounded(b, OP).to(tl.float32)
-        if IP == "tf32":
-            a, b = truncated(a), truncated(b)
-        total = tl.dot(a, b, input_precision="ieee")
+        total = tl.dot(rounded(a, OP).to(tl.float32), rounded(b, OP).to(tl.float32), input_precision="ieee")
     else:
         total = tl.dot(a.to(OP), b.to(OP), input_precision=IP)
     return total

@@ -44,9 +44,12 @@ def forward(features: int, kind: int, half: bool, full: bool) -> Tiles:
 
 def backward(features: int, kind: int, half: bool, full: bool) -> Tiles:
     """Tiles of chunk_kernel."""
-    if half and kind != KINDS["row"]:
+    row = kind == KINDS["row"]
+    if half and not row:
         return Tiles(32, 32, 4 if full and kind == KINDS["head"] else 2)
-    return Tiles(16, 32, 2) if full and kind == KINDS["row"] and not half else Tiles(16, 16, 1)
+    if full:
+        return Tiles(16, 32, 4 if row and not half else 2)
+    return Tiles(16, 16, 1)
 
 
 def states(tile: Tiles) -> Tiles:
