@@ -46,7 +46,7 @@ def backward(features: int, kind: int, half: bool, full: bool) -> Tiles:
     """Tiles of chunk_kernel."""
     row = kind == KINDS["row"]
     if half and not row:
-        return Tiles(32, 32, 4 if full and kind == KINDS["head"] else 2)
+        return Tiles(32, 32, 4 if features <= 32 or (full and kind == KINDS["head"]) else 2)
     if full:
         return Tiles(16, 32, 4 if row and not half else 2)
     return Tiles(16, 16, 1)
