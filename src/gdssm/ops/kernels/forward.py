@@ -130,7 +130,7 @@ def carry_kernel(
     segment_log,
     log,
     start,
-    starts,
+    segment_starts,
     end,
     table,
     sequences,
@@ -162,7 +162,7 @@ def carry_kernel(
     for step_at in range(0, segments):
         s = tl.where(reverse != 0, segments - 1 - step_at, step_at)
         place = (nh * segments + s).to(tl.int64) * size + at
-        tl.store(starts + place, z, mask=inside)
+        tl.store(segment_starts + place, z, mask=inside)
         if KIND == INPUT:
             z = z * tl.exp(tl.load(segment_log + nh * segments + s).to(tl.float64))
         else:

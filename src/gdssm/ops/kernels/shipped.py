@@ -114,7 +114,7 @@ def specialisation(c: Configuration) -> Specialisation:
     stored = "bf16" if half else "fp32"
     shapes: dict[str, Any] = {"RANK": c.rank, "UNIT": c.rank > 1, "W": 2 if streams else 3, "D": c.features, "QUERIES": streams}
     if c.kernel == "carry_kernel":
-        wide = dict.fromkeys(("local", "start", "starts", "end"), "fp64")
+        wide = dict.fromkeys(("local", "start", "segment_starts", "end"), "fp64")
         return _made(c, {"KIND": kind, "BLOCK": tiles.CARRIED.columns}, wide, tiles.CARRIED)
     shapes["BD"] = tiles.padded(c.features)
     if c.kernel == "token_kernel":
