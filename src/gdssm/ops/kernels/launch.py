@@ -148,7 +148,7 @@ def _states(
     """state_kernel through all segments: from `start` or zero, chunk states into `store`, last states into `end`."""
     none = p.stream  # stands where a kernel reads no tensor
     wide = start if start is not None else end  # stands for the other, in its dtype
-    tile = tiles.states(plan.tile)
+    tile = tiles.states(plan.tile, p.features)
     constants = p.constants(tile)
     del constants["OP"]
     # Adjoints are the same code whatever the gate, and states whatever the queries.
@@ -257,7 +257,7 @@ def backward(
     """Gradients of stream, u, v, d, queries, log and z; an empty tensor where there is none. z and grad_end: float64."""
     with on_device(p.stream.device):
         tile = tiles.backward(p.features, p.kind, p.half, p.unit)
-        plan = _plan(p, tiles.states(tile))
+        plan = _plan(p, tiles.states(tile, p.features))
         states, _ = _chunk_states(p, plan, z, None)
         adjoints, d_z = _chunk_states(p, plan, grad_end, grad)
         d_query, d_roles, d_taps, d_log = _chunk_gradients(p, plan, tile, states, adjoints, grad, covered, need_log)

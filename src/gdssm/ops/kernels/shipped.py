@@ -130,7 +130,7 @@ def specialisation(c: Configuration) -> Specialisation:
     if c.kernel == "chunk_kernel" or c.variant.endswith(("backward", "adjoint")):
         tile = tiles.backward(c.features, kind, half, c.rank > 1)
     if c.kernel == "state_kernel":
-        tile = tiles.states(tile)
+        tile = tiles.states(tile, c.features)
         adjoint = c.variant.endswith("adjoint")
         shapes |= {"REVERSE": adjoint, "QUERIES": adjoint and streams}
     constants = {**shapes, "KIND": kind, "C": tile.chunk, "BV": tile.columns, "WP": triton.next_power_of_2(shapes["W"])}

@@ -52,9 +52,9 @@ def backward(features: int, kind: int, half: bool, full: bool) -> Tiles:
     return Tiles(16, 16, 1)
 
 
-def states(tile: Tiles) -> Tiles:
+def states(tile: Tiles, features: int) -> Tiles:
     """Tiles of the state_kernels in front of an output_kernel or a chunk_kernel of this tile: its chunks."""
-    return Tiles(tile.chunk, 32, 4)
+    return Tiles(tile.chunk, 32, 8 if tile.chunk == 32 and features > 64 else 4)
 
 
 def tokens(features: int) -> Tiles:
