@@ -16,7 +16,8 @@ from itertools import pairwise
 import torch
 
 from gdssm.ops import ScanState, gd_scan
-from gdssm.ops.kernels import launch, tiles
+from gdssm.ops.kernels import launch, shipped, tiles
+from gdssm.ops.kernels.shipped import Configuration, specialisation
 from plain import log_decay_shape, ratio
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -109,6 +110,51 @@ def run(leaves, options, seen, upstream, dtype, backend):
     loss = (out * upstream[0].to(out.dtype)).sum() + (after.z * upstream[1]).sum()
     gradients = torch.autograd.grad(loss, list(inputs.values()))
     return {"out": out, "state": after.z, "tail": after.tail} | {f"d_{n}": x for n, x in zip(inputs, gradients, strict=True)}
+
+
+class Watched:
+    """A kernel that notes how it is launched, in the words of shipped.Specialisation."""
+
+    def __init__(self, kernel, launches):
+        self.kernel, self.launches = kernel, launches
+
+    def __getitem__(self, grid):
+        def call(*arguments, **options):
+            values = dict(zip(self.kernel.arg_names, arguments, strict=False)) | options
+            types = {n: shipped.TYPES[str(v.dtype)[6:]] for n, v in values.items() if torch.is_tensor(v) and v.is_floating_point()}
+            constants = {n: v for n, v in options.items() if n in self.kernel.arg_names}
+            size = constants.get("C", constants.get("CT", 1)), constants.get("BV", constants.get("BLOCK", constants.get("BD")))
+            tile = tiles.Tiles(*size, options["num_warps"], options["num_stages"])
+            self.launches.append(str(shipped.Specialisation(self.kernel, constants, types, tile)))
+            return self.kernel[grid](*arguments, **options)
+
+        return call
+
+
+def watch():
+    """A list that will hold every launch."""
+    launches = []
+    for name in ("output_kernel", "state_kernel", "carry_kernel", "chunk_kernel", "token_kernel"):
+        setattr(launch, name, Watched(getattr(launch, name), launches))
+    return launches
+
+
+def listed(case):
+    """What shipped.py says that a call of this kind may launch."""
+    decay = "head" if case["decay"] == "none" else case["decay"]
+    found = [Configuration("carry_kernel", 0, "", decay, 0)]
+    for kernel, variant in (
+        ("output", ""),
+        ("state", ""),
+        ("state", "backward"),
+        ("state", "adjoint"),
+        ("chunk", ""),
+        ("token", ""),
+    ):
+        rank = 1 if variant == "adjoint" else case["rank"]
+        for stride in (1, 2):
+            found.append(Configuration(f"{kernel}_kernel", case["features"], case["dtype"], decay, rank, variant, stride))
+    return {str(specialisation(c)) for c in found}
 
 
 def compared(case, **how):
@@ -222,7 +268,7 @@ def opcheck():
     torch.library.opcheck(operator.scan, leaves)
     traced = ("test_schema", "test_faketensor")  # neither is differentiated
     grad, grad_end = torch.ones(3, 1, 16), torch.ones(1, 1, 16, 16, dtype=torch.float64)
-    torch.library.opcheck(operator.scan_backward, [grad, grad_end, True, *arguments], test_utils=traced)
+    torch.library.opcheck(operator.scan_backward, [grad, grad_end, True, True, *arguments], test_utils=traced)
     stream, u, v, d, _, log, z = arguments[:7]
     token, tail = stream[None, 2:3], stream[None, :2]
     torch.library.opcheck(decode.step, [token, tail, u[:, 0], v[:, 0], d, None, log, z, tiles.KINDS["head"]], test_utils=traced)
@@ -245,13 +291,19 @@ def compile():
 
 
 def main(chosen):
+    launches = watch()
+    cases = {name_of(case): case for case in CASES}
     known = {name_of(case): (lambda case=case: compared(case)) for case in CASES} | {name: globals()[name] for name in OTHERS}
     for name in chosen or known:
         begin = time.perf_counter()
+        launches.clear()
         try:
             line = {"errors": known[name]()}
         except Exception as error:
             line = {"failed": f"{type(error).__name__}: {error}"[-2000:]}
+        if name in cases and cases[name]["layout"] != "queries":  # shipped.py lists none of those at window 3
+            line["launches"] = len(launches)
+            line["not listed"] = sorted(set(launches) - listed(cases[name]))
         print(json.dumps({"case": name, "seconds": round(time.perf_counter() - begin, 1), **line}), flush=True)
 
 

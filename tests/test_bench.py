@@ -121,6 +121,38 @@ def test_a_wrong_program_is_found_and_not_timed(monkeypatch):
     assert "linear" not in record["cases"][0]["results"]
 
 
+def test_an_exception_of_another_library_is_said_and_the_run_goes_on(monkeypatch):
+    def no_kernel(*arguments):
+        raise RuntimeError("no kernel image\nand much more")
+
+    monkeypatch.setitem(suite.PEERS, "linear", peers.PEERS["linear"]._replace(build=no_kernel))
+    monkeypatch.setitem(suite.PEERS, "sdpa", peers.PEERS["sdpa"]._replace(decode=no_kernel))
+    said = []
+    record = suite.run(dataclasses.replace(TINY, long=None), "tiny", ("linear", "sdpa"), CPU, said.append)
+    assert "linear: float32: RuntimeError: no kernel image; not timed" in said
+    assert "sdpa: decode: RuntimeError: no kernel image; not timed" in said
+    assert set(record["cases"][0]["results"]) == {*OWN, "sdpa"}
+    assert set(record["cases"][-1]["results"]) == {"gdssm"}
+    monkeypatch.setitem(suite.OWN, "gdssm", OWN["gdssm"]._replace(build=no_kernel))
+    with pytest.raises(RuntimeError, match="no kernel image"):
+        suite.run(TINY, "tiny", (), CPU, said.append)
+
+
+def test_decoding_is_told_at_powers_of_ten():
+    case = Case("decode", Shape(1, 1000, 1, 4))
+    result = suite.decoded(case, {"linear": peers.PEERS["linear"]}, CPU, print)["linear"]
+    assert set(result["at"]) == {"1000"}
+    assert result["at"]["1000"] > 0
+    assert result["bytes"] == 2 * 16 * 4
+
+
+def test_the_bound_is_the_larger_of_copying_and_multiplying():
+    top = {"copy_bytes_per_second": 5, "matmul_float32_per_second": 10, "matmul_bfloat16_per_second": 100}
+    assert report.bound({"bytes": 10, "operations": 100}, "bfloat16", top) == 2
+    assert report.bound({"bytes": 10, "operations": 1000}, "float16", top) == 10
+    assert report.bound({"bytes": 10, "operations": 100}, "float32", top) == 10
+
+
 def test_every_name_has_a_peer_and_formulas():
     assert tuple(peers.PEERS) == cases.NAMES
     assert {name for names in peers.DEFAULT.values() for name in names} <= set(peers.PEERS)

@@ -171,7 +171,7 @@ def ssd(shape: Shape, dtype: torch.dtype, device: torch.device) -> Program:
     fixed, ones = log.detach(), torch.ones(shape[:3], dtype=dtype, device=device)
 
     def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return combined.mamba_chunk_scan_combined(v, ones, fixed, k, q, chunk_size=min(256, shape.tokens))
+        return combined.mamba_chunk_scan_combined(v, ones, fixed, k, q, chunk_size=256 if shape.tokens >= 256 else 64)
 
     return Program((q, k, v), call, lambda q, k, v: exact.linear_attention(q, k, v, fixed.double()))
 

@@ -23,10 +23,14 @@ class Program(NamedTuple):
 
 
 class Decoder(NamedTuple):
-    """step(state) reads one token and returns the next state; start is the state after a first token or more."""
+    """step(state) reads one token and returns the next state; start is the state after a first token or more.
+
+    itemsize: bytes of a number of the state.
+    """
 
     start: Any
     step: Callable[[Any], Any]
+    itemsize: int = 4
 
 
 class Entry(NamedTuple):
@@ -103,7 +107,7 @@ def separate_streams(shape: Shape, dtype: torch.dtype, device: torch.device) -> 
 
 
 def decode_scan(shape: Shape, dtype: torch.dtype, device: torch.device) -> Decoder:
-    """One token after another through gd_scan, w_q = u v^T."""
+    """One token after another through gd_scan, w_q = u v^T. Z is float64 in plain torch, float32 on a GPU as it is for others."""
     g = torch.Generator().manual_seed(0)
     u, v, d = (t.detach() for t in taps(g, shape.heads, device))
     log = decays(g, shape.heads, device).detach()
@@ -111,11 +115,13 @@ def decode_scan(shape: Shape, dtype: torch.dtype, device: torch.device) -> Decod
     start = zero_state(shape.batch, shape.heads, WIDTH, shape.features, dtype=torch.float32, device=device)
     for _ in range(WIDTH):
         start = gd_scan(token, (u, v), log, d, state=start)[1]
+    if device.type == "cuda":
+        start = start._replace(z=start.z.float())
 
     def step(state: ScanState) -> ScanState:
         return gd_scan(token, (u, v), log, d, state=state)[1]
 
-    return Decoder(start, step)
+    return Decoder(start, step, start.z.element_size())
 
 
 OWN: dict[str, Entry] = {

@@ -36,7 +36,8 @@ def lines(record: Record) -> Iterator[str]:
     yield "checked against float64 (RMS error over RMS; outputs, largest of the gradients):"
     for check in record["checks"]:
         mark = "" if check["ok"] else f"  BEYOND {check['limit']:.0e}"
-        yield f"  {check['program']:15} {check['dtype']:9} {check['outputs']:.1e}  {check['gradients']:.1e}{mark}"
+        size = f"  D = {check['shape'][3]}" if "shape" in check else ""
+        yield f"  {check['program']:15} {check['dtype']:9} {check['outputs']:.1e}  {check['gradients']:.1e}{size}{mark}"
     for case in record["cases"] + ([record["long"]] if "long" in record else []):
         yield from table(case, top)
     for name, fit in record["growth"].items():
@@ -49,7 +50,7 @@ def table(case: Record, top: Record) -> Iterator[str]:
     decode = case["mode"] == "decode"
     b, t, h, d = case["shape"]
     yield f"{case['mode']}, (B, T, H, D) = ({b}, {t}, {h}, {d}), {case['dtype']}" + (", per token" if decode else "")
-    heads = ("program", "ms", "quartiles", "over gdssm", "first, last tenth" if decode else "memory", "FLOP/s", "B/s", "of copy")
+    heads = ("program", "ms", "quartiles", "over gdssm", "first, last tenth" if decode else "memory", "FLOP/s", "B/s", "of bound")
     rows = [heads]
     own = case["results"].get("gdssm", {}).get("median")
     for name, result in case["results"].items():
@@ -65,12 +66,21 @@ def table(case: Record, top: Record) -> Iterator[str]:
                 memory if decode else quantity(result["peak_bytes"], "B"),
                 quantity(result["operations"] / seconds, ""),
                 quantity(rate, ""),
-                f"{rate / top['copy_bytes_per_second']:.0%}",
+                f"{bound(result, case['dtype'], top) / seconds:.0%}",
             )
         )
     widths = [max(len(row[i]) for row in rows) for i in range(len(heads))]
     for row in rows:
         yield "  " + "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
+    for name, result in case["results"].items():
+        if result.get("at"):
+            yield f"  {name}, ms at token " + ", ".join(f"{n}: {milliseconds(s)}" for n, s in result["at"].items())
+
+
+def bound(result: Record, dtype: str, top: Record) -> float:
+    """Seconds that the bytes take at the rate of a copy, or the operations at that of a matrix product: the larger."""
+    product = top.get(f"matmul_{dtype}_per_second") or top.get("matmul_bfloat16_per_second") or top["matmul_float32_per_second"]
+    return max(result["bytes"] / top["copy_bytes_per_second"], result["operations"] / product)
 
 
 def headline(record: Record) -> list[dict[str, Any]]:

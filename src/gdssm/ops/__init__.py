@@ -118,7 +118,7 @@ def gd_scan(
 
     Returns out (B, K, H, D) in the tokens' dtype and the ScanState. K = 0 where no window ends in the tokens.
     Half-precision tokens are accumulated in float32; Z is carried in float64 from call to call. The kernels keep Z in
-    float32 within a call, and multiply bfloat16 tokens in bfloat16; one token that nobody differentiates is one launch, in
+    float32 within a call, and multiply bfloat16 tokens in bfloat16 and TF32; one token that nobody differentiates is one launch, in
     which Z keeps the dtype it has. The sign of log_decay is checked on the CPU only, where the check costs no
     synchronisation.
 

@@ -11,7 +11,9 @@
 | launch.py    | buffers and launches                                                     |
 | operator.py  | the custom operators of torch, with gradients and shapes for tracing     |
 | scan.py      | what gd_scan calls                                                       |
+| shipped.py   | every specialisation that ships, and a fingerprint of each               |
+| compiled.py  | what one uses, from the compiler, without a GPU                          |
 
-The kernels are checked against the reference under Triton's interpreter, and every shipped configuration is compiled
-without a GPU. Neither finds a race between threads, and neither measures speed.
+The kernels are checked against the reference under Triton's interpreter, and compiled without a GPU (docs/kernels.md says how
+many of them). Neither finds a race between threads, and neither measures speed.
 """

@@ -21,7 +21,7 @@ import triton.language as tl
 
 from .shared import (
     HEAD,
-    NONE,
+    NUMBERS,
     ROW,
     decay_powers,
     field,
@@ -88,7 +88,7 @@ def row_gradients(pull, q, key, log, h, cols, levels, C: tl.constexpr, D: tl.con
     return d_q, d_key, d_log
 
 
-@triton.jit
+@triton.jit(do_not_specialize=NUMBERS)
 def chunk_kernel(
     stream,
     u,
@@ -108,18 +108,19 @@ def chunk_kernel(
     heads,
     step,
     head_step,
+    stride,
     longest,
     chunks,
     rows_all,
     role_step,
     levels,
+    log_wanted,
     QUERIES: tl.constexpr,
     KIND: tl.constexpr,
     RANK: tl.constexpr,
     UNIT: tl.constexpr,
     W: tl.constexpr,
     WP: tl.constexpr,
-    STRIDE: tl.constexpr,
     D: tl.constexpr,
     BD: tl.constexpr,
     C: tl.constexpr,
@@ -130,9 +131,9 @@ def chunk_kernel(
     """Gradients of one chunk of one head, in BV columns of its queries, keys and values.
 
     d_query (rows, H, D); d_roles (2 RANK, rows, H, D), keys before values; d_taps (H, chunks, tiles, 1 + 2 RANK, W), sums
-    over the chunk and the columns; d_log (H, chunks, tiles) head, (H, chunks, D) row, (tiles, rows, H) input.
+    over the chunk and the columns; d_log (H, chunks, tiles) head, (H, chunks, D) row, (tiles, rows, H) input, where log_wanted.
     """
-    tiles: tl.constexpr = BD // BV
+    tiles: tl.constexpr = (D + BV - 1) // BV
     pid = tl.program_id(0)
     part = pid % tiles
     c = (pid // tiles) % longest
@@ -142,7 +143,7 @@ def chunk_kernel(
     out_row, chunk = field(table, sequences, n, 4), field(table, sequences, n, 5) + c
     if c * C >= count:
         return
-    stream += h * head_step + (first + c * C * STRIDE) * step
+    stream += h * head_step + (first + c * C * stride) * step
     d += h * W
     u += h * RANK * W
     v += h * RANK * W
@@ -151,7 +152,7 @@ def chunk_kernel(
     real = cols < D
     left = tl.minimum(count - c * C, C)
     ok = i < left
-    rows = i * STRIDE
+    rows = i * stride
     line = ((out_row + c * C) * heads + h) * D
     there = (i * (heads * D))[:, None] + cols[None, :]
     grad += line
@@ -165,87 +166,89 @@ def chunk_kernel(
     taps_at = d_taps + place * ((1 + 2 * RANK) * W) + tl.arange(0, WP)
     tap_ok = tl.arange(0, WP) < W
     begun, ended, total = decay_powers(log, h, heads, out_row + c * C, left, cols, C, D, KIND)
-    q = queries_of(stream, d, queries, rows, i, ok, cols, step, heads, D, W, QUERIES, OP)
+    q = queries_of(stream, d, queries, rows, i, ok, cols, step, heads, D, W, QUERIES, tl.float32)
 
     d_q = tl.zeros([C, BV], tl.float32)
     across = tl.zeros([BV], tl.float32)
-    for j in range(0, BD, BV):
+    for j in range(0, D, BV):
         others = j + tl.arange(0, BV)
         at = square + cols[:, None] * D + others[None, :]
         inside = real[:, None] & (others < D)[None, :]
         state = tl.load(states + at, mask=inside, other=0.0)
         d_q += product(rows_of(grad, i, ok, others, heads, D), tl.trans(state), OP, IP)
-        if KIND != NONE:
-            across += tl.sum(state.to(tl.float32) * tl.load(adjoints + at, mask=inside, other=0.0).to(tl.float32), 1)
+        wanted = real[:, None] & (others < D * log_wanted)[None, :]
+        across += tl.sum(state.to(tl.float32) * tl.load(adjoints + at, mask=wanted, other=0.0).to(tl.float32), 1)
     d_q = d_q * begun
     log_rows = tl.zeros([BV], tl.float32)
     log_ends = tl.zeros([C], tl.float32)
     if KIND == ROW:
         log_rows += tl.sum((i + 1)[:, None] * q * d_q, 0) + left * tl.sum(total, 1) * across
-    elif KIND != NONE:
+    else:
         log_ends += sums_from(tl.sum(q * d_q, 1), C) + total * tl.sum(across, 0)
 
     for r in range(RANK):
-        pull = tl.zeros([C, C], tl.float32)
-        d_key = tl.zeros([C, BV], tl.float32)
-        for j in range(0, BD, BV):
-            others = j + tl.arange(0, BV)
-            inside = real[:, None] & (others < D)[None, :]
-            val = rounded(value(stream, v, rows, ok, others, step, r, D, W, UNIT), OP)
-            adjoint = tl.load(adjoints + square + cols[:, None] * D + others[None, :], mask=inside, other=0.0)
-            pull += product(rows_of(grad, i, ok, others, heads, D), tl.trans(val), OP, IP)
-            d_key += product(val, tl.trans(adjoint), OP, IP)
-        d_key = d_key * ended
-
         scores = tl.zeros([C, C], tl.float32)
         d_val = tl.zeros([C, BV], tl.float32)
-        for j in range(0, BD, BV):
+        for j in range(0, D, BV):
             others = j + tl.arange(0, BV)
             inside = (others < D)[:, None] & real[None, :]
-            other_q = queries_of(stream, d, queries, rows, i, ok, others, step, heads, D, W, QUERIES, OP)
-            other_key = rounded(filtered(stream, u + r * W, rows, ok, others, step, D, W), OP)
+            other_q = queries_of(stream, d, queries, rows, i, ok, others, step, heads, D, W, QUERIES, tl.float32)
+            other_key = filtered(stream, u + r * W, rows, ok, others, step, D, W)
             if KIND == ROW:
-                scores += row_scores(other_q, other_key, log, h, others, levels, C, D, OP, IP)
+                scores += row_scores(other_q, other_key, log, h, others, levels, C, D, tl.float32, IP)
                 _, until, _ = decay_powers(log, h, heads, out_row + c * C, left, others, C, D, KIND)
                 weighted = other_key * until
             else:
-                scores += product(other_q, tl.trans(other_key), OP, IP)
+                scores += product(other_q, tl.trans(other_key), tl.float32, IP)
                 weighted = other_key * ended
             adjoint = tl.load(adjoints + square + others[:, None] * D + cols[None, :], mask=inside, other=0.0)
             d_val += product(weighted, adjoint, OP, IP)
-
-        key = rounded(filtered(stream, u + r * W, rows, ok, cols, step, D, W), OP)
-        if KIND == ROW:
-            log_rows += tl.sum((left - 1 - i)[:, None] * key * d_key, 0)
-            to_q, to_key, to_log = row_gradients(pull, q, key, log, h, cols, levels, C, D, OP, IP)
-            d_q += to_q
-            d_key += to_key
-            log_rows += to_log
-        else:
-            if KIND != NONE:
-                log_ends += sums_before(tl.sum(key * d_key, 1), C)
-            between = lag_powers(log, h, heads, out_row + c * C, left, C, KIND)
-            scores = scores * between
-            if KIND != NONE:
-                flow = tl.where((i[:, None] > i[None, :]) & (part == 0), scores * pull, 0.0)
-                log_ends += sums_from(tl.sum(flow, 1) - tl.sum(flow, 0), C)  # over t go the pairs with m < t <= k
-            pull = pull * between
-            d_q += product(pull, key, OP, IP)
-            d_key += product(tl.trans(pull), q, OP, IP)
-        tl.store(d_roles + r * far + there, rounded(d_key, d_roles.dtype.element_ty), mask=own)
-        tl.store(taps_at + (1 + r) * W, tap_products(stream, d_key, rows, ok, cols, step, D, W, WP), mask=tap_ok)
-        d_val += product(tl.trans(scores), rows_of(grad, i, ok, cols, heads, D), OP, IP)
+        if KIND != ROW:
+            scores = scores * lag_powers(log, h, heads, out_row + c * C, left, C, KIND)
+        d_val += product(tl.trans(scores), rows_of(grad, i, ok, cols, heads, D), tl.float32, IP)
         tl.store(d_roles + (RANK + r) * far + there, rounded(d_val, d_roles.dtype.element_ty), mask=own)
         if not UNIT:
             tl.store(taps_at + (1 + RANK + r) * W, tap_products(stream, d_val, rows, ok, cols, step, D, W, WP), mask=tap_ok)
 
+        pull = tl.zeros([C, C], tl.float32)
+        d_key = tl.zeros([C, BV], tl.float32)
+        for j in range(0, D, BV):
+            others = j + tl.arange(0, BV)
+            inside = real[:, None] & (others < D)[None, :]
+            val = value(stream, v, rows, ok, others, step, r, D, W, UNIT)
+            adjoint = tl.load(adjoints + square + cols[:, None] * D + others[None, :], mask=inside, other=0.0)
+            pull += product(rows_of(grad, i, ok, others, heads, D), tl.trans(val), tl.float32, IP)
+            d_key += product(val, tl.trans(adjoint), OP, IP)
+
+        # Formed again: kept from above, they would be in registers through both loops.
+        if KIND == ROW:
+            _, ended, _ = decay_powers(log, h, heads, out_row + c * C, left, cols, C, D, KIND)
+        d_key = d_key * ended
+        key = filtered(stream, u + r * W, rows, ok, cols, step, D, W)
+        q = queries_of(stream, d, queries, rows, i, ok, cols, step, heads, D, W, QUERIES, tl.float32)
+        if KIND == ROW:
+            log_rows += tl.sum((left - 1 - i)[:, None] * key * d_key, 0)
+            to_q, to_key, to_log = row_gradients(pull, q, key, log, h, cols, levels, C, D, tl.float32, IP)
+            d_q += to_q
+            d_key += to_key
+            log_rows += to_log
+        else:
+            log_ends += sums_before(tl.sum(key * d_key, 1), C)
+            flow = tl.where((i[:, None] > i[None, :]) & (part == 0), scores * pull, 0.0)
+            log_ends += sums_from(tl.sum(flow, 1) - tl.sum(flow, 0), C)  # over t go the pairs with m < t <= k
+            pull = pull * lag_powers(log, h, heads, out_row + c * C, left, C, KIND)
+            d_q += product(pull, key, tl.float32, IP)
+            d_key += product(tl.trans(pull), q, tl.float32, IP)
+        tl.store(d_roles + r * far + there, rounded(d_key, d_roles.dtype.element_ty), mask=own)
+        tl.store(taps_at + (1 + r) * W, tap_products(stream, d_key, rows, ok, cols, step, D, W, WP), mask=tap_ok)
+
     tl.store(d_query + there, rounded(d_q, d_query.dtype.element_ty), mask=own)
     if not QUERIES:
         tl.store(taps_at, tap_products(stream, d_q, rows, ok, cols, step, D, W, WP), mask=tap_ok)
-    if KIND == ROW:
-        tl.store(d_log + (h.to(tl.int64) * chunks + chunk) * D + cols, log_rows, mask=real)
-    elif KIND != NONE:
-        if KIND == HEAD:
+    if log_wanted != 0:
+        if KIND == ROW:
+            tl.store(d_log + (h.to(tl.int64) * chunks + chunk) * D + cols, log_rows, mask=real)
+        elif KIND == HEAD:
             tl.store(d_log + place, tl.sum(tl.where(ok, log_ends, 0.0), 0))
         else:
             behind = part * (tl.full([], 0, tl.int64) + rows_all)
@@ -272,7 +275,7 @@ def role_gradient(roles, taps, past, count, before, cols, heads, W: tl.constexpr
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=NUMBERS)
 def token_kernel(
     d_query,
     d_roles,

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..decay import SMALLEST as _SMALLEST
 from . import tiles
 from .launch import on_device
-from .shared import INPUT, NONE, ROW, rounded
+from .shared import NUMBERS, rounded
 
 SMALLEST = tl.constexpr(_SMALLEST)
 
@@ -40,7 +40,7 @@ def mixed(tail, token, taps, tap_step, tail_base, token_base, cols, heads, D: tl
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=NUMBERS)
 def step_kernel(
     token,
     tail,
@@ -55,8 +55,11 @@ def step_kernel(
     tail_after,
     heads,
     stream_heads,
+    log_step,
+    log_head,
+    log_feature,
+    logs,
     QUERIES: tl.constexpr,
-    KIND: tl.constexpr,
     UNIT: tl.constexpr,
     W: tl.constexpr,
     D: tl.constexpr,
@@ -65,9 +68,10 @@ def step_kernel(
 ):
     """token (B, 1, H or 1, D); tail, tail_after (B, W-1, H, D); z, after (B, H, D, D); out, queries (B, 1, H, D).
 
-    UNIT: u is w_q (H, W, W) and v is not read; otherwise both are (H, W).
+    UNIT: u is w_q (H, W, W) and v is not read; otherwise both are (H, W). log is read where logs, with its strides over
+    sequences, heads and features: 0 for what it does not vary over.
     """
-    columns: tl.constexpr = BD // BV
+    columns: tl.constexpr = (D + BV - 1) // BV
     pid = tl.program_id(0)
     nh = pid // columns
     n, h = nh // heads, nh % heads
@@ -78,15 +82,8 @@ def step_kernel(
     square = nh.to(tl.int64) * D * D + cols[:, None] * D + cols_v[None, :]
     inside = (cols < D)[:, None] & (cols_v < D)[None, :]
     state = tl.load(z + square, mask=inside, other=0.0)
-    if KIND == ROW:
-        g = tl.load(log + h * D + cols, mask=cols < D, other=0.0)
-        state = state * tl.exp(tl.maximum(g.to(state.dtype), SMALLEST))[:, None]
-    elif KIND != NONE:
-        if KIND == INPUT:
-            g = tl.load(log + nh)
-        else:
-            g = tl.load(log + h)
-        state = state * tl.exp(tl.maximum(g.to(state.dtype), SMALLEST))
+    g = tl.load(log + n * log_step + h * log_head + cols * log_feature, mask=cols < D * logs, other=0.0)
+    state = state * tl.exp(tl.maximum(g.to(state.dtype), SMALLEST))[:, None]
     if UNIT:
         for b in tl.static_range(W):
             key = mixed(tail, token, u + h * W * W + b, W, tail_base, token_base, cols, heads, D, W)
@@ -109,6 +106,11 @@ def step_kernel(
         tl.store(at, rounded(s, tail_after.dtype.element_ty), mask=cols_v < D)
 
 
+def _strides(kind: int, heads: int, features: int) -> tuple[int, int, int]:
+    """Of log Lambda over sequences, heads and features: (H,) head, (H, D) row, (B, 1, H) input."""
+    return {tiles.KINDS["row"]: (0, features, 1), tiles.KINDS["input"]: (heads, 1, 0)}.get(kind, (0, 1, 0))
+
+
 @torch.library.custom_op("gdssm::step", mutates_args=())
 def step(
     token: Tensor,
@@ -123,35 +125,34 @@ def step(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Outputs (B, 1, H, D), the next Z and the next tail; without gradients. v None: u is w_q."""
     token, tail, z, u = (t.contiguous() for t in (token, tail, z, u))
-    none = token  # stands where the kernel reads no tensor
     batch, heads, features, _ = z.shape
     out = token.new_empty(batch, 1, heads, features)
     after, tail_after = torch.empty_like(z), torch.empty_like(tail)
-    size, tile = tiles.padded(features), tiles.decode(features)
+    tile = tiles.decode(features)
     with on_device(token.device):
-        step_kernel[(batch * heads * (size // tile.columns),)](
+        step_kernel[(batch * heads * tiles.across(features, tile),)](
             token,
             tail,
-            u,
-            none if v is None else v.contiguous(),
-            none if d is None else d.contiguous(),
-            none if queries is None else queries.contiguous(),
-            none if log is None else log.contiguous(),
+            u,  # and where the kernel reads no other
+            u if v is None else v.contiguous(),
+            u if d is None else d.contiguous(),
+            token if queries is None else queries.contiguous(),
+            u if log is None else log.contiguous(),
             z,
             out,
             after,
             tail_after,
             heads,
             token.shape[2],
+            *_strides(kind, heads, features),
+            int(log is not None),
             QUERIES=queries is not None,
-            KIND=kind,
             UNIT=v is None,
             W=tail.shape[1] + 1,
             D=features,
-            BD=size,
+            BD=tiles.padded(features),
             BV=tile.columns,
-            num_warps=tile.warps,
-            enable_fp_fusion=True,
+            **tile.options(),
         )
     return out, after, tail_after
 

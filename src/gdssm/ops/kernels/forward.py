@@ -14,8 +14,9 @@ import triton
 import triton.language as tl
 
 from .shared import (
+    HEAD,
     INPUT,
-    NONE,
+    NUMBERS,
     ROW,
     decay_powers,
     field,
@@ -30,7 +31,7 @@ from .shared import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=NUMBERS)
 def state_kernel(
     stream,
     u,
@@ -48,33 +49,32 @@ def state_kernel(
     heads,
     step,
     head_step,
+    stride,
     per_segment,
     segments,
     chunks,
+    starts,
+    stores,
+    ends,
+    logs,
     REVERSE: tl.constexpr,
-    START: tl.constexpr,
-    STORE: tl.constexpr,
-    END: tl.constexpr,
-    LOGS: tl.constexpr,
     QUERIES: tl.constexpr,
     KIND: tl.constexpr,
     RANK: tl.constexpr,
     UNIT: tl.constexpr,
     W: tl.constexpr,
-    STRIDE: tl.constexpr,
     D: tl.constexpr,
     BD: tl.constexpr,
     C: tl.constexpr,
     BV: tl.constexpr,
-    OP: tl.constexpr,
     IP: tl.constexpr,
 ):
     """Z through a segment; REVERSE: the adjoint of Z, from the segment's end to its start, with keys q and values `right`.
 
-    START reads the state to begin with, STORE writes the state at each chunk's start (REVERSE: end), END the last one,
-    LOGS the logarithm of an input-dependent decay over the segment.
+    Where starts, the state to begin with is read; where stores, the state at each chunk's start (REVERSE: end) is written;
+    where ends, the last one; where logs, the logarithm of an input-dependent decay over the segment.
     """
-    tiles: tl.constexpr = BD // BV
+    tiles: tl.constexpr = (D + BV - 1) // BV
     pid = tl.program_id(0)
     segment = (pid // tiles) % segments
     nh = pid // (tiles * segments)
@@ -86,16 +86,14 @@ def state_kernel(
     v += h * RANK * W
     d += h * W
     i = tl.arange(0, C)
-    rows = i * STRIDE
+    rows = i * stride
     cols = tl.arange(0, BD)
     cols_v = (pid % tiles) * BV + tl.arange(0, BV)
     square = cols[:, None] * D + cols_v[None, :]
     inside = (cols < D)[:, None] & (cols_v < D)[None, :]
     place = (nh * segments + segment).to(tl.int64) * D * D
-    if START:
-        z = tl.load(start + place + square, mask=inside, other=0.0).to(tl.float32)
-    else:
-        z = tl.zeros([BD, BV], tl.float32)
+    known = (cols < D * starts)[:, None] & (cols_v < D)[None, :]
+    z = tl.load(start + place + square, mask=known, other=0.0).to(tl.float32)
     whole = 0.0
     begin = segment * per_segment
     stop = tl.minimum(begin + per_segment, tl.cdiv(count, C))
@@ -103,76 +101,77 @@ def state_kernel(
         c = begin + stop - 1 - step_at if REVERSE else step_at
         left = tl.minimum(count - c * C, C)
         ok = i < left
-        s = stream + (first + c * C * STRIDE) * step
+        s = stream + (first + c * C * stride) * step
         line = ((out_row + c * C) * heads + h) * D
-        if STORE:
+        if stores != 0:
             there = chunk_states + (h.to(tl.int64) * chunks + chunk_base + c) * D * D + square
-            tl.store(there, rounded(z, OP), mask=inside)
+            tl.store(there, rounded(z, chunk_states.dtype.element_ty), mask=inside)
         begun, ended, total = decay_powers(log, h, heads, out_row + c * C, left, cols, C, D, KIND)
         z = z * total
         if REVERSE:
-            q = queries_of(s, d, queries + line, rows, i, ok, cols, step, heads, D, W, QUERIES, OP)
-            z += product(tl.trans(q * begun), rows_of(right + line, i, ok, cols_v, heads, D), OP, IP)
+            q = queries_of(s, d, queries + line, rows, i, ok, cols, step, heads, D, W, QUERIES, tl.float32)
+            z += product(tl.trans(q * begun), rows_of(right + line, i, ok, cols_v, heads, D), tl.float32, IP)
         else:
             for r in range(RANK):
                 key = filtered(s, u + r * W, rows, ok, cols, step, D, W)
                 val = value(s, v, rows, ok, cols_v, step, r, D, W, UNIT)
-                z += product(tl.trans(key * ended), val, OP, IP)
-        if LOGS:
+                z += product(tl.trans(key * ended), val, tl.float32, IP)
+        if KIND == INPUT:
             whole += tl.sum(tl.load(log + (out_row + c * C + i) * heads + h, mask=ok, other=0.0), 0)
-    if END:
-        tl.store(end + place + square, rounded(z, end.dtype.element_ty), mask=inside)
-    if LOGS:
-        tl.store(segment_log + nh * segments + segment, whole, mask=pid % tiles == 0)
+    if ends != 0:
+        tl.store(end + place + square, z.to(tl.float64), mask=inside)
+    if KIND == INPUT and (logs != 0 and pid % tiles == 0):
+        tl.store(segment_log + nh * segments + segment, whole)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=[*NUMBERS, "features", "windows"])
 def carry_kernel(
     local,
     segment_log,
     log,
     start,
-    starts,
+    segment_starts,
     end,
     table,
     sequences,
     heads,
-    per_segment,
     segments,
-    REVERSE: tl.constexpr,
+    features,
+    windows,
+    reverse,
     KIND: tl.constexpr,
-    D: tl.constexpr,
-    C: tl.constexpr,
     BLOCK: tl.constexpr,
-    WIDE: tl.constexpr,
 ):
-    """Chain the segments' own states (N H, segments, D D): the state at each one's start, and the last, summed in WIDE."""
-    blocks: tl.constexpr = (D * D + BLOCK - 1) // BLOCK
+    """Chain the segments' own states (N H, segments, D D) in float64: the state at each one's start, and the last.
+
+    A segment is `windows` windows. reverse: adjoints, from the last segment to the first.
+    """
+    size = features * features
+    blocks = tl.cdiv(size, BLOCK)
     pid = tl.program_id(0)
     nh = pid // blocks
     n, h = nh // heads, nh % heads
     count = field(table, sequences, n, 3).to(tl.int32)
     at = (pid % blocks) * BLOCK + tl.arange(0, BLOCK)
-    inside = at < D * D
-    z = tl.load(start + nh.to(tl.int64) * D * D + at, mask=inside, other=0.0).to(WIDE)
+    inside = at < size
+    z = tl.load(start + nh.to(tl.int64) * size + at, mask=inside, other=0.0)
     if KIND == ROW:
-        g = tl.load(log + h * D + at // D, mask=inside, other=0.0).to(WIDE)
-    elif KIND != INPUT and KIND != 0:
-        g = tl.load(log + h).to(WIDE)
+        g = tl.load(log + h * features + at // features, mask=inside, other=0.0).to(tl.float64)
+    elif KIND == HEAD:
+        g = tl.load(log + h).to(tl.float64)
     for step_at in range(0, segments):
-        s = segments - 1 - step_at if REVERSE else step_at
-        place = (nh * segments + s).to(tl.int64) * D * D + at
-        tl.store(starts + place, z.to(tl.float32), mask=inside)
-        windows = tl.minimum(tl.maximum(count - s * per_segment * C, 0), per_segment * C)
+        s = tl.where(reverse != 0, segments - 1 - step_at, step_at)
+        place = (nh * segments + s).to(tl.int64) * size + at
+        tl.store(segment_starts + place, z, mask=inside)
         if KIND == INPUT:
-            z = z * tl.exp(tl.load(segment_log + nh * segments + s).to(WIDE))
-        elif KIND != 0:
-            z = z * tl.exp(windows * g)
-        z += tl.load(local + place, mask=inside, other=0.0).to(WIDE)
-    tl.store(end + nh.to(tl.int64) * D * D + at, z, mask=inside)
+            z = z * tl.exp(tl.load(segment_log + nh * segments + s).to(tl.float64))
+        else:
+            z = z * tl.exp(tl.minimum(tl.maximum(count - s * windows, 0), windows) * g)
+        z += tl.load(local + place, mask=inside, other=0.0)
+    tl.store(end + nh.to(tl.int64) * size + at, z, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=NUMBERS)
 def output_kernel(
     stream,
     u,
@@ -188,16 +187,16 @@ def output_kernel(
     heads,
     step,
     head_step,
+    stride,
     per_segment,
     segments,
     levels,
-    END: tl.constexpr,
+    ends,
     QUERIES: tl.constexpr,
     KIND: tl.constexpr,
     RANK: tl.constexpr,
     UNIT: tl.constexpr,
     W: tl.constexpr,
-    STRIDE: tl.constexpr,
     D: tl.constexpr,
     BD: tl.constexpr,
     C: tl.constexpr,
@@ -205,9 +204,9 @@ def output_kernel(
     OP: tl.constexpr,
     IP: tl.constexpr,
 ):
-    """Outputs of a segment from the state at its start; END writes the state after it (one segment per sequence)."""
-    IN_PARTS: tl.constexpr = KIND == ROW or (BD > 64 and (tl.float32 == OP or (UNIT and KIND == NONE)))
-    tiles: tl.constexpr = BD // BV
+    """Outputs of a segment from the state at its start; where ends, the state after it is written (one segment per sequence)."""
+    IN_PARTS: tl.constexpr = KIND == ROW or (BD > 64 and tl.float32 == OP)
+    tiles: tl.constexpr = (D + BV - 1) // BV
     pid = tl.program_id(0)
     segment = (pid // tiles) % segments
     nh = pid // (tiles * segments)
@@ -219,7 +218,7 @@ def output_kernel(
     v += h * RANK * W
     d += h * W
     i = tl.arange(0, C)
-    rows = i * STRIDE
+    rows = i * stride
     cols = tl.arange(0, BD)
     cols_v = (pid % tiles) * BV + tl.arange(0, BV)
     square = cols[:, None] * D + cols_v[None, :]
@@ -230,7 +229,7 @@ def output_kernel(
     for c in range(begin, tl.minimum(begin + per_segment, tl.cdiv(count, C))):
         left = tl.minimum(count - c * C, C)
         ok = i < left
-        s = stream + (first + c * C * STRIDE) * step
+        s = stream + (first + c * C * stride) * step
         line = ((out_row + c * C) * heads + h) * D
         begun, ended, total = decay_powers(log, h, heads, out_row + c * C, left, cols, C, D, KIND)
         q = queries_of(s, d, queries + line, rows, i, ok, cols, step, heads, D, W, QUERIES, OP)
@@ -244,7 +243,7 @@ def output_kernel(
             val = rounded(value(s, v, rows, ok, cols_v, step, r, D, W, UNIT), OP)
             if IN_PARTS:  # few features at a time, so that fewer registers hold query and key
                 scores = tl.zeros([C, C], tl.float32)
-                for f in range(0, BD, 16):
+                for f in range(0, D, 16):
                     few = f + tl.arange(0, 16)
                     some_q = queries_of(s, d, queries + line, rows, i, ok, few, step, heads, D, W, QUERIES, OP)
                     some_key = filtered(s, u + r * W, rows, ok, few, step, D, W)
@@ -260,5 +259,5 @@ def output_kernel(
             z += product(tl.trans(key * ended), val, OP, IP)
         there = out + line + ((i * (heads * D))[:, None] + cols_v[None, :])
         tl.store(there, rounded(o, out.dtype.element_ty), mask=ok[:, None] & (cols_v < D)[None, :])
-    if END:
-        tl.store(end + place + square, rounded(z, end.dtype.element_ty), mask=inside)
+    if ends != 0:
+        tl.store(end + place + square, z.to(tl.float64), mask=inside)

@@ -13,8 +13,6 @@ from . import tiles
 from .backward import chunk_kernel, token_kernel
 from .forward import carry_kernel, output_kernel, state_kernel
 
-_BLOCK = 1024
-
 
 @dataclass(frozen=True)
 class Problem:
@@ -23,7 +21,7 @@ class Problem:
     stream   (tokens, H or 1, D)   tokens of all sequences, one after another
     u, v     (H, R, W)             key and value filters; unit: v_r is the r-th unit vector
     d        (H, W)                query taps, or queries (rows, H, D)
-    log      (H,) | (H, D) | (rows, H) | None, float32
+    log      (H,) | (H, D) | (rows, H), float32
     table    (5, N) on the CPU     per sequence: first token, last token + 1, first window's first token, windows,
                                    first output row; None: N equal sequences whose first window starts at token `start`
     longest  windows of the longest sequence; rows: output rows of all
@@ -34,7 +32,7 @@ class Problem:
     v: Tensor
     d: Tensor
     queries: Tensor | None
-    log: Tensor | None
+    log: Tensor
     table: Tensor | None
     sequences: int
     start: int
@@ -86,21 +84,18 @@ class Problem:
             "RANK": self.u.shape[1],
             "UNIT": self.unit,
             "W": self.u.shape[2],
-            "STRIDE": self.stride,
             "D": self.features,
             "BD": tiles.padded(self.features),
             "C": tile.chunk,
             "BV": tile.columns,
             "OP": operand,
             "IP": precision,
-            "num_warps": tile.warps,
-            "num_stages": tile.stages,
-            "enable_fp_fusion": True,
+            **tile.options(),
         }
 
-    def strides(self) -> tuple[int, int]:
-        """Elements from one token to the next, and from one head to the next (0: one stream for all)."""
-        return self.stream.shape[1] * self.features, self.features if self.stream.shape[1] > 1 else 0
+    def strides(self) -> tuple[int, int, int]:
+        """Elements from one token to the next, from one head to the next (0: one stream for all), and tokens per window."""
+        return self.stream.shape[1] * self.features, self.features if self.stream.shape[1] > 1 else 0, self.stride
 
 
 @functools.lru_cache(maxsize=64)
@@ -135,8 +130,7 @@ class _Plan:
 def _plan(p: Problem, tile: tiles.Tiles) -> _Plan:
     table, chunks = p.places(tile.chunk)
     each = -(-p.longest // tile.chunk)
-    across = tiles.padded(p.features) // tile.columns
-    programs = p.sequences * p.heads * across
+    programs = p.sequences * p.heads * tiles.across(p.features, tile)
     per = tiles.segments(programs, each, _processors(p.stream.device))
     segments = -(-each // per)
     return _Plan(tile, table, chunks, per, segments, programs * segments)
@@ -153,18 +147,25 @@ def _states(
 ) -> None:
     """state_kernel through all segments: from `start` or zero, chunk states into `store`, last states into `end`."""
     none = p.stream  # stands where a kernel reads no tensor
-    state_kernel[(plan.programs,)](
+    wide = start if start is not None else end  # stands for the other, in its dtype
+    tile = tiles.states(plan.tile, p.features)
+    constants = p.constants(tile)
+    del constants["OP"]
+    # Adjoints are the same code whatever the gate, and states whatever the queries.
+    constants |= {"RANK": 1, "UNIT": False} if right is not None else {"QUERIES": False}
+    programs = p.sequences * p.heads * tiles.across(p.features, tile) * plan.segments
+    state_kernel[(programs,)](
         p.stream,
         p.u,
         p.v,
         p.d,
         none if p.queries is None else p.queries,
         none if right is None else right,
-        none if p.log is None else p.log,
-        none if start is None else start,
-        none if store is None else store,
-        none if end is None else end,
-        none if logs is None else logs,
+        p.log,
+        wide if start is None else start,
+        none.new_empty(0, dtype=p.stored) if store is None else store,
+        wide if end is None else end,
+        none.new_empty(0, dtype=torch.float32) if logs is None else logs,
         plan.table,
         p.sequences,
         p.heads,
@@ -172,43 +173,37 @@ def _states(
         plan.per_segment,
         plan.segments,
         plan.chunks,
+        *(int(t is not None) for t in (start, store, end, logs)),
         REVERSE=right is not None,
-        START=start is not None,
-        STORE=store is not None,
-        END=end is not None,
-        LOGS=logs is not None,
-        **p.constants(plan.tile),
+        **constants,
     )
 
 
 def _segment_starts(p: Problem, plan: _Plan, z: Tensor, right: Tensor | None) -> tuple[Tensor, Tensor]:
     """States at the segments' starts (with `right` the adjoints at their ends), and the one that comes out."""
     size = (p.sequences * p.heads, plan.segments)
-    local = torch.empty(*size, p.features**2, dtype=torch.float32, device=z.device)
+    local = torch.empty(*size, p.features**2, dtype=torch.float64, device=z.device)
     logs = torch.empty(size, dtype=torch.float32, device=z.device) if p.kind == tiles.KINDS["input"] else None
     _states(p, plan, right, None, None, local, logs)
     starts, end = torch.empty_like(local), torch.empty_like(z)
-    blocks = -(-(p.features**2) // _BLOCK)
+    blocks = -(-(p.features**2) // tiles.CARRIED.columns)
     carry_kernel[(p.sequences * p.heads * blocks,)](
         local,
-        local if logs is None else logs,
-        local if p.log is None else p.log,
+        p.u if logs is None else logs,
+        p.log,
         z,
         starts,
         end,
         plan.table,
         p.sequences,
         p.heads,
-        plan.per_segment,
         plan.segments,
-        REVERSE=right is not None,
+        p.features,
+        plan.per_segment * plan.tile.chunk,
+        int(right is not None),
         KIND=p.kind,
-        D=p.features,
-        C=plan.tile.chunk,
-        BLOCK=_BLOCK,
-        WIDE=tl.float64 if z.dtype == torch.float64 else tl.float32,
-        num_warps=4,
-        enable_fp_fusion=True,
+        BLOCK=tiles.CARRIED.columns,
+        **tiles.CARRIED.options(),
     )
     return starts, end
 
@@ -226,7 +221,7 @@ def _chunk_states(p: Problem, plan: _Plan, z: Tensor, right: Tensor | None) -> t
 
 
 def forward(p: Problem, z: Tensor, covered: bool) -> tuple[Tensor, Tensor]:
-    """Outputs (rows, H, D) in the stream's dtype, and the last state (N, H, D, D) in z's."""
+    """Outputs (rows, H, D) in the stream's dtype, and the last state (N, H, D, D); z and it in float64."""
     with on_device(p.stream.device):
         plan = _plan(p, tiles.forward(p.features, p.kind, p.half, p.unit))
         new = torch.empty if covered else torch.zeros
@@ -239,7 +234,7 @@ def forward(p: Problem, z: Tensor, covered: bool) -> tuple[Tensor, Tensor]:
             p.v,
             p.d,
             p.stream if p.queries is None else p.queries,
-            p.stream if p.log is None else p.log,
+            p.log,
             start,
             out,
             end,
@@ -250,20 +245,22 @@ def forward(p: Problem, z: Tensor, covered: bool) -> tuple[Tensor, Tensor]:
             plan.per_segment,
             plan.segments,
             plan.tile.chunk.bit_length() - 1,
-            END=alone,
+            int(alone),
             **p.constants(plan.tile),
         )
     return out, end
 
 
-def backward(p: Problem, z: Tensor, grad: Tensor, grad_end: Tensor, covered: bool, need_stream: bool) -> tuple[Tensor, ...]:
-    """Gradients of stream, u, v, d, queries, log and z; an empty tensor where there is none."""
+def backward(
+    p: Problem, z: Tensor, grad: Tensor, grad_end: Tensor, covered: bool, need_stream: bool, need_log: bool
+) -> tuple[Tensor, ...]:
+    """Gradients of stream, u, v, d, queries, log and z; an empty tensor where there is none. z and grad_end: float64."""
     with on_device(p.stream.device):
-        tile = tiles.backward(p.features, p.kind, p.half)
+        tile = tiles.backward(p.features, p.kind, p.half, p.unit)
         plan = _plan(p, tiles.states(tile, p.features))
         states, _ = _chunk_states(p, plan, z, None)
         adjoints, d_z = _chunk_states(p, plan, grad_end, grad)
-        d_query, d_roles, d_taps, d_log = _chunk_gradients(p, plan, tile, states, adjoints, grad, covered)
+        d_query, d_roles, d_taps, d_log = _chunk_gradients(p, plan, tile, states, adjoints, grad, covered, need_log)
         d_stream = _token_gradients(p, plan, d_query, d_roles) if need_stream else p.stream.new_empty(0)
     rank = p.u.shape[1]
     taps = d_taps.sum(1)  # (H, 1 + 2 R, W)
@@ -273,7 +270,7 @@ def backward(p: Problem, z: Tensor, grad: Tensor, grad_end: Tensor, covered: boo
 
 
 def _chunk_gradients(
-    p: Problem, plan: _Plan, tile: tiles.Tiles, states: Tensor, adjoints: Tensor, grad: Tensor, covered: bool
+    p: Problem, plan: _Plan, tile: tiles.Tiles, states: Tensor, adjoints: Tensor, grad: Tensor, covered: bool, need_log: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     rank, width = p.u.shape[1:]
     device, shape = p.stream.device, (p.rows, p.heads, p.features)
@@ -281,11 +278,12 @@ def _chunk_gradients(
     own = p.stored if p.queries is None else p.queries.dtype
     d_query = new(shape, dtype=own, device=device)
     d_roles = torch.empty(2 * rank, *shape, dtype=p.stored, device=device)
-    across = tiles.padded(p.features) // tile.columns
+    across = tiles.across(p.features, tile)
     parts = plan.chunks * across
     d_taps = torch.zeros(p.heads, parts, 1 + 2 * rank, width, dtype=torch.float32, device=device)
-    sizes = [(0,), (p.heads, parts), (p.heads, plan.chunks, p.features), (across, p.rows, p.heads)]
-    d_log = new(sizes[p.kind], dtype=torch.float32, device=device)
+    sizes = {"head": (p.heads, parts), "row": (p.heads, plan.chunks, p.features), "input": (across, p.rows, p.heads)}
+    size = next(size for name, size in sizes.items() if tiles.KINDS[name] == p.kind)
+    d_log = new(size if need_log else (0,), dtype=torch.float32, device=device)
     longest = -(-p.longest // tile.chunk)
     chunk_kernel[(p.sequences * p.heads * longest * across,)](
         p.stream,
@@ -294,7 +292,7 @@ def _chunk_gradients(
         p.d,
         p.stream if p.queries is None else p.queries,
         grad,
-        p.stream if p.log is None else p.log,
+        p.log,
         states,
         adjoints,
         plan.table,
@@ -310,17 +308,20 @@ def _chunk_gradients(
         p.rows,
         p.rows * p.heads * p.features,
         tile.chunk.bit_length() - 1,
+        int(need_log),
         WP=triton.next_power_of_2(width),
         **p.constants(tile),
     )
-    return d_query, d_roles, d_taps, d_log if p.log is None else d_log.sum(0 if p.kind == tiles.KINDS["input"] else 1)
+    if need_log:
+        d_log = d_log.sum(0 if p.kind == tiles.KINDS["input"] else 1)
+    return d_query, d_roles, d_taps, d_log
 
 
 def _token_gradients(p: Problem, plan: _Plan, d_query: Tensor, d_roles: Tensor) -> Tensor:
     d_stream = torch.empty_like(p.stream)
-    tile = tiles.tokens_per_program(p.features)
+    tile = tiles.tokens(p.features)
     span = p.stream.shape[0] // p.sequences if p.table is None else int((p.table[1] - p.table[0]).max())
-    longest = -(-span // tile)
+    longest = -(-span // tile.chunk)
     token_kernel[(p.sequences * p.stream.shape[1] * longest,)](
         d_query,
         d_roles,
@@ -341,8 +342,7 @@ def _token_gradients(p: Problem, plan: _Plan, d_query: Tensor, d_roles: Tensor) 
         STRIDE=p.stride,
         D=p.features,
         BD=tiles.padded(p.features),
-        CT=tile,
-        num_warps=4,
-        enable_fp_fusion=True,
+        CT=tile.chunk,
+        **tile.options(),
     )
     return d_stream

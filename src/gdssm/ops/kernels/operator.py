@@ -14,7 +14,7 @@ def _problem(
     v: Tensor,
     d: Tensor,
     queries: Tensor | None,
-    log: Tensor | None,
+    log: Tensor,
     z: Tensor,
     table: Tensor | None,
     start: int,
@@ -25,9 +25,10 @@ def _problem(
     stride: int,
 ) -> launch.Problem:
     queries = None if queries is None else queries.contiguous()
-    log = None if log is None else log.contiguous()
     filters = (u.contiguous(), v.contiguous(), d.contiguous())
-    return launch.Problem(stream.contiguous(), *filters, queries, log, table, len(z), start, longest, rows, kind, unit, stride)
+    return launch.Problem(
+        stream.contiguous(), *filters, queries, log.contiguous(), table, len(z), start, longest, rows, kind, unit, stride
+    )
 
 
 @torch.library.custom_op("gdssm::scan", mutates_args=())
@@ -37,7 +38,7 @@ def scan(
     v: Tensor,
     d: Tensor,
     queries: Tensor | None,
-    log: Tensor | None,
+    log: Tensor,
     z: Tensor,
     table: Tensor | None,
     start: int,
@@ -49,7 +50,8 @@ def scan(
 ) -> tuple[Tensor, Tensor]:
     """Outputs (rows, H, D) and the last state (N, H, D, D); arguments as in launch.Problem."""
     p = _problem(stream, u, v, d, queries, log, z, table, start, longest, rows, kind, unit, stride)
-    return launch.forward(p, z.contiguous(), table is None)
+    out, end = launch.forward(p, z.double().contiguous(), table is None)
+    return out, end.to(z.dtype)
 
 
 @scan.register_fake
@@ -59,7 +61,7 @@ def _scan_shapes(
     v: Tensor,
     d: Tensor,
     queries: Tensor | None,
-    log: Tensor | None,
+    log: Tensor,
     z: Tensor,
     table: Tensor | None,
     start: int,
@@ -77,12 +79,13 @@ def scan_backward(
     grad: Tensor,
     grad_end: Tensor,
     need_stream: bool,
+    need_log: bool,
     stream: Tensor,
     u: Tensor,
     v: Tensor,
     d: Tensor,
     queries: Tensor | None,
-    log: Tensor | None,
+    log: Tensor,
     z: Tensor,
     table: Tensor | None,
     start: int,
@@ -94,8 +97,9 @@ def scan_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of stream, u, v, d, queries, log and z; an empty tensor where there is none."""
     p = _problem(stream, u, v, d, queries, log, z, table, start, longest, rows, kind, unit, stride)
-    found = launch.backward(p, z.contiguous(), grad.contiguous(), grad_end.contiguous(), table is None, need_stream)
-    return found[0], found[1], found[2], found[3], found[4], found[5], found[6]
+    wide = z.double().contiguous(), grad.contiguous(), grad_end.double().contiguous()
+    found = launch.backward(p, *wide, table is None, need_stream, need_log)
+    return found[0], found[1], found[2], found[3], found[4], found[5], found[6].to(grad_end.dtype)
 
 
 @scan_backward.register_fake
@@ -103,12 +107,13 @@ def _backward_shapes(
     grad: Tensor,
     grad_end: Tensor,
     need_stream: bool,
+    need_log: bool,
     stream: Tensor,
     u: Tensor,
     v: Tensor,
     d: Tensor,
     queries: Tensor | None,
-    log: Tensor | None,
+    log: Tensor,
     z: Tensor,
     table: Tensor | None,
     start: int,
@@ -123,7 +128,7 @@ def _backward_shapes(
         return u.new_empty(0) if t is None else torch.empty_like(t, memory_format=torch.contiguous_format)
 
     d_stream = like(stream) if need_stream else stream.new_empty(0)
-    return d_stream, like(u), like(None if unit else v), like(d), like(queries), like(log), like(grad_end)
+    return d_stream, like(u), like(None if unit else v), like(d), like(queries), like(log if need_log else None), like(grad_end)
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -138,7 +143,7 @@ def _gradients(ctx: Any, grad: Tensor | None, grad_end: Tensor | None) -> tuple[
         grad = stream.new_zeros(ctx.options[2], saved[1].shape[0], stream.shape[2])
     if grad_end is None:
         grad_end = torch.zeros_like(z)
-    found = list(scan_backward(grad, grad_end, ctx.needs_input_grad[0], *saved, *ctx.options))
+    found = list(scan_backward(grad, grad_end, ctx.needs_input_grad[0], ctx.needs_input_grad[5], *saved, *ctx.options))
     needed = [f if need else None for f, need in zip(found, ctx.needs_input_grad, strict=False)]
     return *needed, *[None] * (1 + len(ctx.options))
 

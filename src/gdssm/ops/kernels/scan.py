@@ -22,6 +22,10 @@ def _filters(gate: Gate) -> tuple[Tensor, Tensor, bool]:
     return u, torch.eye(u.shape[1], device=u.device).expand_as(u), True
 
 
+def _kind(structure: str) -> int:
+    return KINDS["head" if structure == "none" else structure]
+
+
 def place(tokens: Tensor, heads: int, width: int, stride: int, state: ScanState | None, lengths: Tensor | None) -> Windows:
     """align without copies that the kernels do not need.
 
@@ -65,11 +69,11 @@ def packed(
     u, v, unit = _filters(gate)
     if rows == 0 or longest == 0:
         return stream.new_zeros(rows, u.shape[0], stream.shape[2]), z
-    log = None if decay.structure == "none" else decay.log.float()
-    if log is not None and decay.structure == "input":
+    log = u.new_zeros(u.shape[0]) if decay.structure == "none" else decay.log.float()
+    if decay.structure == "input":
         log = log.flatten(0, 1)
     taps = u.new_zeros(u.shape[0], u.shape[2]) if d is None else d.float()
-    return scan_operator(stream, u, v, taps, queries, log, z, table, start, longest, rows, KINDS[decay.structure], unit, stride)
+    return scan_operator(stream, u, v, taps, queries, log, z, table, start, longest, rows, _kind(decay.structure), unit, stride)
 
 
 def _table(windows: Windows) -> Tensor:
@@ -112,5 +116,5 @@ def step(
 ) -> tuple[Tensor, ScanState]:
     """One token, one launch; Z stays in its dtype."""
     u, v = gate if isinstance(gate, tuple) else (gate, None)
-    out, z, last = decode.step(tokens, state.tail, u, v, d, queries, log_decay, state.z, KINDS[structure])
+    out, z, last = decode.step(tokens, state.tail, u, v, d, queries, log_decay, state.z, _kind(structure))
     return out, ScanState(z, last, state.seen + 1)

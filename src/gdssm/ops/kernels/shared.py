@@ -8,10 +8,15 @@ import triton
 import triton.language as tl
 from triton.runtime.interpreter import InterpretedFunction
 
-NONE = tl.constexpr(0)
 HEAD = tl.constexpr(1)
 ROW = tl.constexpr(2)
 INPUT = tl.constexpr(3)
+
+# Counts and flags: Triton is not to compile anew where one is 1 or a multiple of 16, so that what runs is what was compiled.
+NUMBERS = [
+    *("sequences", "heads", "stream_heads", "stride", "per_segment", "segments", "chunks", "longest", "rows_all", "levels"),
+    *("starts", "stores", "ends", "logs", "reverse", "log_wanted", "log_step", "log_head", "log_feature"),
+]
 
 
 @triton.jit
@@ -34,8 +39,25 @@ def rounded(x, TO: tl.constexpr):
 
 
 @triton.jit
+def nearest_tf32(x):
+    """To nearest in TF32, ties away from zero. A product would leave out the last 13 bits, which is wrong to one side."""
+    if x.dtype != tl.float32:
+        x = x.to(tl.float32)  # half precision is TF32 as it is
+    elif INTERPRETED:
+        x = ((x.to(tl.int32, bitcast=True) + 4096) & -8192).to(tl.float32, bitcast=True)
+    else:
+        bits = tl.inline_asm_elementwise(
+            "cvt.rna.tf32.f32 $0, $1;", "=r,r", [x.to(tl.int32, bitcast=True)], dtype=tl.int32, is_pure=True, pack=1
+        )
+        x = bits.to(tl.float32, bitcast=True)
+    return x
+
+
+@triton.jit
 def product(a, b, OP: tl.constexpr, IP: tl.constexpr):
-    """a @ b summed in float32, with both rounded to OP first."""
+    """a @ b summed in float32, with both rounded to OP first; IP: the precision of products where OP is float32."""
+    if tl.float32 == OP and IP == "tf32":
+        a, b = nearest_tf32(a), nearest_tf32(b)
     if INTERPRETED:
         total = tl.dot(rounded(a, OP).to(tl.float32), rounded(b, OP).to(tl.float32), input_precision="ieee")
     else:
@@ -113,11 +135,7 @@ def decay_powers(log, h, heads, row, n, cols, C: tl.constexpr, D: tl.constexpr, 
     """For the n windows of a chunk: Lambda from its start to each (that window's step included), from each to its
     end, and over the whole chunk. (C, 1), (C, 1) and a number; by row (C, D), (C, D) and (D, 1)."""
     i = tl.arange(0, C)
-    if KIND == NONE:
-        begun = tl.full([C, 1], 1.0, tl.float32)
-        ended = tl.full([C, 1], 1.0, tl.float32)
-        total = 1.0
-    elif KIND == ROW:
+    if KIND == ROW:
         g = tl.load(log + h * D + cols, mask=cols < D, other=0.0)
         begun = tl.exp(tl.minimum(i + 1, n)[:, None] * g[None, :])
         ended = tl.exp(tl.maximum(n - 1 - i, 0)[:, None] * g[None, :])
@@ -136,13 +154,9 @@ def lag_powers(log, h, heads, row, n, C: tl.constexpr, KIND: tl.constexpr):
     """Lambda from window m to window k, (C, C) with rows k; 0 above the diagonal. For one number per head or window."""
     i = tl.arange(0, C)
     causal = i[:, None] >= i[None, :]
-    if KIND == NONE:
-        between = tl.where(causal, 1.0, 0.0)
-    else:
-        sums, lack = log_sums(log, h, heads, row, n, C, KIND)
-        lags = (sums[:, None] - sums[None, :]) + (lack[:, None] - lack[None, :])
-        between = tl.where(causal, tl.exp(tl.minimum(lags, 0.0)), 0.0)
-    return between
+    sums, lack = log_sums(log, h, heads, row, n, C, KIND)
+    lags = (sums[:, None] - sums[None, :]) + (lack[:, None] - lack[None, :])
+    return tl.where(causal, tl.exp(tl.minimum(lags, 0.0)), 0.0)
 
 
 @triton.jit

@@ -5,7 +5,7 @@ Chosen from the compiler's report (docs/kernels.md): no register spills and shar
 
 from dataclasses import dataclass
 
-KINDS = {"none": 0, "head": 1, "row": 2, "input": 3}
+KINDS = {"head": 1, "row": 2, "input": 3}  # no decay is one per head that is 1
 LARGEST = 128  # features
 WIDEST = 8  # tokens per window
 SEGMENTS_PER_PROCESSOR = 2
@@ -20,10 +20,17 @@ class Tiles:
     warps: int
     stages: int = 1
 
+    def options(self) -> dict[str, object]:
+        """What the compiler is told."""
+        return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
+
+
+CARRIED = Tiles(1, 1024, 4)  # of carry_kernel: numbers of Z per program
+
 
 def padded(features: int) -> int:
-    """The power of two, at least 16, that holds these features."""
-    return max(16, 1 << (features - 1).bit_length())
+    """The power of two, at least 32, that holds these features."""
+    return max(32, 1 << (features - 1).bit_length())
 
 
 def forward(features: int, kind: int, half: bool, full: bool) -> Tiles:
@@ -31,25 +38,33 @@ def forward(features: int, kind: int, half: bool, full: bool) -> Tiles:
     size = padded(features)
     if half:
         columns = size if size <= 64 else 16 if full and kind == KINDS["input"] else 32
-        return Tiles(32 if size <= 64 and kind in (KINDS["none"], KINDS["head"]) else 16, columns, 4)
-    return Tiles(16, min(size, 32), 4) if size <= 64 else Tiles(16, 16, 8)
+        return Tiles(32 if size <= 64 and kind == KINDS["head"] else 16, columns, 4)
+    return Tiles(16, 32, 4) if size <= 64 else Tiles(16, 16, 8)
 
 
-def backward(features: int, kind: int, half: bool) -> Tiles:
+def backward(features: int, kind: int, half: bool, full: bool) -> Tiles:
     """Tiles of chunk_kernel."""
-    if half and kind != KINDS["row"]:
-        return Tiles(32, min(padded(features), 32), 2)
+    row = kind == KINDS["row"]
+    if half and not row:
+        return Tiles(32, 32, 4 if features <= 32 or (full and kind == KINDS["head"]) else 2)
+    if full:
+        return Tiles(16, 32, 4 if row and not half else 2)
     return Tiles(16, 16, 1)
 
 
 def states(tile: Tiles, features: int) -> Tiles:
-    """Tiles of the state_kernels in front of a chunk_kernel of this tile: its chunks, in more warps."""
-    return Tiles(tile.chunk, min(padded(features), 32), 4)
+    """Tiles of the state_kernels in front of an output_kernel or a chunk_kernel of this tile: its chunks."""
+    return Tiles(tile.chunk, 32, 8 if tile.chunk == 32 and features > 64 else 4)
 
 
-def tokens_per_program(features: int) -> int:
-    """Tokens in a program of token_kernel: about 2048 numbers."""
-    return max(16, 2048 // padded(features))
+def tokens(features: int) -> Tiles:
+    """Tiles of token_kernel, of about 2048 numbers: the chunk is its tokens."""
+    return Tiles(max(16, 2048 // padded(features)), padded(features), 4)
+
+
+def across(features: int, tile: Tiles) -> int:
+    """Programs side by side that have all columns."""
+    return -(-features // tile.columns)
 
 
 def segments(programs: int, chunks: int, processors: int) -> int:
