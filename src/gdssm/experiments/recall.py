@@ -45,7 +45,6 @@ PRESETS = {
         points=8,
     ),
     "reduced": Preset(
-        cells=(SMALL, (256, 64)),
         widths=(32, 64),
         vocabulary=256,
         noise=False,
