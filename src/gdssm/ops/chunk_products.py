@@ -86,15 +86,18 @@ class Chunks:
             self.made[key] = decays_of(step, self.logs, self.dtype)
         return self.made[key]
 
-    def _scores(self, step: Step, w: Decays, rows: Rows) -> tuple[Tensor, Tensor]:
-        """A (N, c, s c), and keys times the decay to the chunk's end (N, s c, D)."""
-        (heads, batch, n, c), s = step.sizes, self.source.slots
-        scores = torch.bmm(rows.q, rows.k.mT, out=self.room("scores", heads * batch * n, c, s * c))
-        scores.view(heads, -1, c, s, c).mul_(w.between)
-        grown = self.room("grown", *rows.k.shape)
-        shape = (heads, -1, s, c, self.features)
+    def _scores(self, step: Step, w: Decays, rows: Rows, out: Tensor) -> Tensor:
+        """A (N, c, s c)."""
+        (heads, _, _, c), s = step.sizes, self.source.slots
+        torch.bmm(rows.q, rows.k.mT, out=out)
+        out.view(heads, -1, c, s, c).mul_(w.between)
+        return out
+
+    def _grown(self, step: Step, w: Decays, rows: Rows) -> Tensor:
+        """Keys times the decay to the chunk's end, (N, s c, D)."""
+        grown, shape = self.room("grown", *rows.k.shape), (step.sizes[0], -1, self.source.slots, step.c, self.features)
         torch.mul(rows.k.view(shape), w.to_end, out=grown.view(shape))
-        return scores, grown
+        return grown
 
     def _starts(self, w: Decays, gained: Tensor, start: Tensor) -> Tensor:
         """The state before each chunk from each chunk's gain (N, D, E) and the state before the step (H, B, D, E)."""
@@ -111,7 +114,9 @@ class Chunks:
             (heads, batch, n, c), d, e = step.sizes, self.features, self.values
             chunks, start = heads * batch * n, before.to(self.dtype, copy=True)
             rows = self.source.load(step)
-            scores, grown = self._scores(step, w, rows)
+            size = (chunks, c, c * self.source.slots)
+            room = self.room("scores", *size) if kept is None else torch.empty(size, dtype=self.dtype, device=z.device)
+            scores, grown = self._scores(step, w, rows, room), self._grown(step, w, rows)
             asked = self.room("asked", chunks, c, d)
             torch.mul(_by_head(rows.q, heads), w.from_start, out=_by_head(asked, heads))
             gained = torch.bmm(grown.mT, rows.v, out=self.room("gained", chunks, d, e))
@@ -121,7 +126,7 @@ class Chunks:
             added = torch.bmm(w.carry[:, -1:, 1:], gained.view(heads * batch, n, -1))
             before.mul_(w.kept).add_(added.view_as(before))
             if kept is not None:
-                kept.append(start)
+                kept += [start, scores]
         return z
 
     def backward(self, d_out: Tensor, d_z: Tensor, kept: list[Tensor], d_logs: Tensor | None) -> Tensor:
@@ -130,20 +135,20 @@ class Chunks:
         d_out (B, K, H, E), d_z (H, B, D, E): the gradient of the last Z.
         """
         d_z = d_z.mT.contiguous()  # (H, B, E, D)
-        for step, start in zip(reversed(self.steps(len(d_out))), reversed(kept), strict=True):
-            d_after, start = step.state(d_z), start.mT
+        for i, step in reversed(list(enumerate(self.steps(len(d_out))))):
+            d_after, start, scores = step.state(d_z), kept[2 * i].mT, kept[2 * i + 1]
             rows = self.source.load(step)
-            grads = self._gradients(step, rows, start, d_out, d_after)
+            grads = self._gradients(step, rows, start, scores, d_out, d_after)
             if d_logs is not None:
                 self._log(step, rows, grads, (start * d_after).sum((2, 3)), d_logs)
             self.source.store(step, grads)
         return d_z.mT
 
-    def _gradients(self, step: Step, rows: Rows, start: Tensor, d_out: Tensor, d_after: Tensor) -> Rows:
+    def _gradients(self, step: Step, rows: Rows, start: Tensor, scores: Tensor, d_out: Tensor, d_after: Tensor) -> Rows:
         """start, d_after (H, B, E, D); d_after, the gradient of Z after the step, becomes that of Z before it."""
         (heads, batch, n, c), s, d, e = step.sizes, self.source.slots, self.features, self.values
         chunks, w = heads * batch * n, self.decays(step)
-        scores, grown = self._scores(step, w, rows)
+        grown = self._grown(step, w, rows)
         gained = torch.bmm(rows.v.mT, grown, out=self.room("gained", chunks, e, d))
         starts = self._starts(w, gained, start)
         g, g_read = self.room("out", chunks, c, e), self.room("read", chunks, c, e)
@@ -178,8 +183,8 @@ class Chunks:
         (heads, batch, n, c), dtype = step.sizes, d_logs.dtype
         shape = (heads * batch, n, self.features * self.values)
         starts, d_after = self.room("starts", *shape), self.room("gained", len(rows.q), self.values, self.features).view(shape)
-        more = (starts[:, 1:] * d_after[:, :-1]).sum(2, dtype=dtype).view(heads, batch, n - 1)
-        firsts = torch.cat([first[..., None], more], 2)  # (H, B, n)
+        both = torch.mul(starts[:, 1:], d_after[:, :-1], out=self.room("products", *shape)[:, 1:])
+        firsts = torch.cat([first[..., None], both.sum(2).to(dtype).view(heads, batch, n - 1)], 2)  # (H, B, n)
         asked = torch.mul(rows.q, grads.q, out=self.room("asked", *rows.q.shape)).sum(2)
         keys = torch.mul(rows.k, grads.k, out=self.room("grown", *rows.k.shape)).sum(2)
         flow = (asked.to(dtype) - keys.view(len(keys), -1, c).sum(1, dtype=dtype)).view(heads, batch, n, c)

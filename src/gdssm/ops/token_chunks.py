@@ -165,7 +165,7 @@ class TokenChunks(torch.autograd.Function):
         out = stream.new_empty(stream.shape[0], place[1], *stream.shape[2:])
         chunks = _chunks(Stream(stream, queries, taps, valid, place), logs)
         last = chunks.forward(z.transpose(0, 1), out, kept).transpose(0, 1)
-        ctx.place = place
+        ctx.place, ctx.made = place, chunks.made
         ctx.save_for_backward(stream, queries, taps, logs, valid, *(kept or ()))
         return out, last
 
@@ -177,7 +177,9 @@ class TokenChunks(torch.autograd.Function):
         source = Stream(stream, queries, taps, valid, ctx.place)
         source.differentiate(ctx.needs_input_grad[:3])
         d_logs = torch.zeros_like(logs) if ctx.needs_input_grad[3] else None
-        d_before = _chunks(source, logs).backward(d_out, d_z.transpose(0, 1), kept, d_logs).transpose(0, 1)
+        chunks = _chunks(source, logs)
+        chunks.made = ctx.made
+        d_before = chunks.backward(d_out, d_z.transpose(0, 1), kept, d_logs).transpose(0, 1)
         d_taps = None if source.d_taps is None else source.d_taps.to(taps.dtype)
         return source.d_stream, source.d_queries, d_taps, d_logs, d_before, None, None
 
