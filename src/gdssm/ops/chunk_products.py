@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from . import chunk_steps
 from .chunk_steps import Decays, Step, decays_of, steps_of
 
 
@@ -69,7 +70,8 @@ class Chunks:
 
     def steps(self, batch: int) -> list[Step]:
         """The steps of so many sequences."""
-        return steps_of(len(self.logs), batch, self.count, max(self.features, self.values))
+        c = chunk_steps.CHUNK if self.source.slots == 1 and self.logs.ndim == 1 else chunk_steps.CHUNK // 2
+        return steps_of(len(self.logs), batch, self.count, max(self.features, self.values), c)
 
     def room(self, name: str, *shape: int) -> Tensor:
         """A buffer: what it held before is lost."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-CHUNK = 64  # windows of a chunk
+CHUNK = 64  # windows of a chunk; half as many where c x c tensors cost more than matrix products
 _STEP = 1 << 18  # numbers in the windows of a step, about
 _CHUNKS = 8  # chunks of a step, if there are as many: few, and states in float64 cost more than the tokens
 
@@ -49,9 +49,9 @@ class Step(NamedTuple):
         return part.unflatten(1, (self.n, self.c)).permute(3, 0, 1, 2, 4)
 
 
-def steps_of(heads: int, batch: int, count: int, features: int) -> list[Step]:
-    """All windows of all heads and sequences, in order for each pair of them."""
-    c = min(CHUNK, count)
+def steps_of(heads: int, batch: int, count: int, features: int, c: int) -> list[Step]:
+    """All windows of all heads and sequences, in order for each pair of them; c: windows of a chunk."""
+    c = min(c, count)
     whole, size = count // c, max(1, _STEP // max(1, c * features))  # chunks of a step
     steps = []
     for some_heads, some in _groups(heads, batch, max(1, size // min(_CHUNKS, whole))):
@@ -87,7 +87,7 @@ class Decays(NamedTuple):
 
 def decays_of(step: Step, logs: Tensor, dtype: torch.dtype) -> Decays:
     """logs (H,) or (H, B, K), those of all heads and sequences, in the dtype of the state."""
-    heads, batch, n, c = step.sizes
+    _, batch, n, c = step.sizes
     if logs.ndim == 1:
         own = logs[step.heads, None, None, None].expand(-1, 1, n, c)
     else:

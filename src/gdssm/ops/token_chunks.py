@@ -70,8 +70,8 @@ class Stream:
         chunks, s = heads * batch * n, self.slots
         found = self._room("rows", chunks, 2 * s + 1, c * self.stream.shape[3])
         torch.bmm(self._taps(step), self._tokens(step), out=found)
-        rows = found.view(chunks, (2 * s + 1) * c, -1)
-        rows = Rows(rows[:, : s * c], rows[:, s * c : (s + 1) * c], rows[:, (s + 1) * c :])
+        flat = found.view(chunks, (2 * s + 1) * c, -1)
+        rows = Rows(flat[:, : s * c], flat[:, s * c : (s + 1) * c], flat[:, (s + 1) * c :])
         if self.queries is not None:
             rows.q.unflatten(0, step.sizes[:3]).copy_(step.windows(self.queries))
         if self.valid is not None:
@@ -101,9 +101,8 @@ class Stream:
         heads, batch, n, c = step.sizes
         chunks = heads * batch * n
         if self.slots == 1:  # the three lie one behind another
-            first = grads.k.view(chunks, -1)
-            steps = (first.shape[1], 1)
-            joined = first.as_strided((chunks, 3, first.shape[1]), (steps[0], chunks * steps[0], 1))
+            size = grads.q[0].numel()
+            joined = grads.k.as_strided((chunks, 3, size), (size, chunks * size, 1))
         else:
             joined = torch.cat([x.view(chunks, -1, c * x.shape[2]) for x in grads], 1)  # (N, F, c D)
         if self.valid is not None:
@@ -120,7 +119,8 @@ class Stream:
 
     def _add_up(self, step: Step, d_x: Tensor) -> None:
         """d_x (H, B, n, W, c, D), of the tokens of each window: added where windows overlap, and written."""
-        assert self.d_stream is not None and self.halo is not None
+        assert self.d_stream is not None
+        assert self.halo is not None
         (heads, batch, n, width, c, features), hop = d_x.shape, self.stride
         own, over = n * c * hop, self.halo.shape[2]
         length = own + over
