@@ -26,6 +26,7 @@ Axes: H heads, B batch, n chunks of a step, N = H B n, c windows of a chunk, s s
 D features of keys and queries, E of values.
 """
 
+import math
 from typing import NamedTuple, Protocol
 
 import torch
@@ -42,6 +43,21 @@ class Rows(NamedTuple):
     k: Tensor
     q: Tensor
     v: Tensor
+
+
+class Rooms:
+    """Buffers by name, used again by every step: rooms(name, *shape); what it held before is lost."""
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self.dtype, self.device = dtype, device
+        self.made: dict[str, Tensor] = {}
+
+    def __call__(self, name: str, *shape: int) -> Tensor:
+        """A contiguous tensor."""
+        size = math.prod(shape)
+        if name not in self.made or len(self.made[name]) < size:
+            self.made[name] = torch.empty(size, dtype=self.dtype, device=self.device)
+        return self.made[name][:size].view(shape)
 
 
 class Source(Protocol):
@@ -65,19 +81,13 @@ class Chunks:
     def __init__(self, source: Source, sizes: tuple[int, int, int], logs: Tensor, dtype: torch.dtype) -> None:
         self.source, self.logs, self.dtype = source, logs, dtype
         self.features, self.values, self.count = sizes
-        self.rooms: dict[tuple[object, ...], Tensor] = {}
+        self.room = Rooms(dtype, logs.device)
         self.made: dict[tuple[int, ...], Decays] = {}  # decays that are the same everywhere
 
     def steps(self, batch: int) -> list[Step]:
         """The steps of so many sequences."""
         c = chunk_steps.CHUNK if self.source.slots == 1 and self.logs.ndim == 1 else chunk_steps.CHUNK // 2
         return steps_of(len(self.logs), batch, self.count, max(self.features, self.values), c)
-
-    def room(self, name: str, *shape: int) -> Tensor:
-        """A buffer: what it held before is lost."""
-        if (name, shape) not in self.rooms:
-            self.rooms[name, shape] = torch.empty(shape, dtype=self.dtype, device=self.logs.device)
-        return self.rooms[name, shape]
 
     def decays(self, step: Step) -> Decays:
         """Those of a step; one decay per head is the same everywhere, and made once."""

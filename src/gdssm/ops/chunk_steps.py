@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 CHUNK = 64  # windows of a chunk; half as many where c x c tensors cost more than matrix products
-_STEP = 1 << 19  # numbers in the windows of a step, about
+_STEP = 1 << 18  # numbers in the windows of a step, about
 _CHUNKS = 8  # chunks of a step, if there are as many: few, and states in float64 cost more than the tokens
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from . import decay
-from .chunk_products import Chunks, Rows
+from .chunk_products import Chunks, Rooms, Rows
 from .chunk_steps import Step
 from .windows import carry_dtype, check_lengths, compute_dtype, full_precision
 
@@ -100,16 +100,15 @@ class Given:
     def __init__(self, keys: Tensor, values: Tensor, queries: Tensor, dtype: torch.dtype) -> None:
         self.given, self.dtype = Rows(keys, queries, values), dtype
         self.grads: Rows | None = None
-        self.rooms: dict[tuple[int, ...], Rows] = {}
+        self.room = Rooms(dtype, keys.device)
 
     def load(self, step: Step) -> Rows:
         """Copies in the dtype of the products."""
-        if step.sizes not in self.rooms:
-            made = (torch.empty(*step.sizes, x.shape[3], dtype=self.dtype, device=x.device) for x in self.given)
-            self.rooms[step.sizes] = Rows(*(x.flatten(0, 2) for x in made))
-        for x, row in zip(self.given, self.rooms[step.sizes], strict=True):
-            row.view(*step.sizes, -1).copy_(step.windows(x))
-        return self.rooms[step.sizes]
+        made = []
+        for name, x in zip(Rows._fields, self.given, strict=True):
+            row = self.room(name, *step.sizes, x.shape[3]).copy_(step.windows(x))
+            made.append(row.flatten(0, 2))
+        return Rows(*made)
 
     def store(self, step: Step, grads: Rows) -> None:
         """Gradients of all three, made at the first call."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .chunk_products import Chunks, Rows
+from .chunk_products import Chunks, Rooms, Rows
 from .chunk_steps import Step
 
 
@@ -33,7 +33,7 @@ class Stream:
         self.start, self.count, self.stride = place
         self.slots, self.width = taps.shape[1] // 2, taps.shape[2]
         self.spread: dict[tuple[int, ...], Tensor] = {}
-        self.rooms: dict[tuple[object, ...], Tensor] = {}
+        self.room = Rooms(taps.dtype, taps.device)
         self.d_stream: Tensor | None = None
         self.d_queries: Tensor | None = None
         self.d_taps: Tensor | None = None  # in float64
@@ -54,21 +54,15 @@ class Stream:
         step_b, step_t, step_h, step_d = part.stride()
         first, hop = self.start + step.first * self.stride, self.stride * step_t
         shape, steps = (heads, batch, n, self.width, c, part.shape[3]), (step_h, step_b, c * hop, step_t, hop, step_d)
-        found = self._room("tokens", *shape)
+        found = self.room("tokens", *shape)
         found.copy_(part.as_strided(shape, steps, part.storage_offset() + first * step_t))
         return found.view(heads * batch * n, self.width, -1)
-
-    def _room(self, name: str, *shape: int) -> Tensor:
-        """A buffer: what it held before is lost."""
-        if (name, shape) not in self.rooms:
-            self.rooms[name, shape] = torch.empty(shape, dtype=self.taps.dtype, device=self.taps.device)
-        return self.rooms[name, shape]
 
     def load(self, step: Step) -> Rows:
         """See the module's equation."""
         heads, batch, n, c = step.sizes
         chunks, s = heads * batch * n, self.slots
-        found = self._room("rows", chunks, 2 * s + 1, c * self.stream.shape[3])
+        found = self.room("rows", chunks, 2 * s + 1, c * self.stream.shape[3])
         torch.bmm(self._taps(step), self._tokens(step), out=found)
         flat = found.view(chunks, (2 * s + 1) * c, -1)
         rows = Rows(flat[:, : s * c], flat[:, s * c : (s + 1) * c], flat[:, (s + 1) * c :])
@@ -108,7 +102,7 @@ class Stream:
         if self.valid is not None:
             joined.view(heads, batch * n, -1, c, self.stream.shape[3]).mul_(self._mask(step, self.valid))
         shape = (heads, batch, n, self.width, c, self.stream.shape[3])
-        x = self._room("tokens", *shape).view(chunks, self.width, -1)
+        x = self.room("tokens", *shape).view(chunks, self.width, -1)
         if self.d_queries is not None:
             step.windows(self.d_queries).copy_(joined[:, self.slots].reshape(*step.sizes, -1))
         if self.d_taps is not None:
@@ -124,7 +118,7 @@ class Stream:
         (heads, batch, n, width, c, features), hop = d_x.shape, self.stride
         own, over = n * c * hop, self.halo.shape[2]
         length = own + over
-        total = self._room("total", heads, batch, length, features)
+        total = self.room("total", heads, batch, length, features)
         if width < hop:
             total.zero_()
         steps = (batch * length * features, length * features, c * hop * features, hop * features, 1)
