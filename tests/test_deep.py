@@ -414,7 +414,7 @@ def test_models_of_whole_sequences_have_no_state():
 
 @pytest.mark.parametrize("structure", ["none", "head", "input"])
 def test_linear_scan_is_gd_scan_on_pairs(structure):
-    """Keys and values as the pairs of a stream of stride 2: outputs, state, gradients; in several chunks and with padding."""
+    """Keys and values as the pairs of the reference's stream of stride 2: all gradients, in several chunks, with padding."""
     batch, tokens, heads, size = 3, 70, 2, 4
     g = torch.Generator().manual_seed(0)
     keys, values, queries = (torch.randn(batch, tokens, heads, size, generator=g, dtype=DOUBLE).requires_grad_() for _ in range(3))
@@ -428,13 +428,29 @@ def test_linear_scan_is_gd_scan_on_pairs(structure):
         stream = torch.stack([keys, values], dim=2).flatten(1, 2)
         before = ops.ScanState(z, torch.zeros(batch, 1, heads, size, dtype=DOUBLE), torch.zeros(batch, dtype=torch.int64))
         twice = None if lengths is None else 2 * lengths
-        wanted, after = ops.gd_scan(stream, pair, log, None, stride=2, state=before, lengths=twice, queries=queries)
+        options = {"stride": 2, "state": before, "lengths": twice, "queries": queries, "backend": "reference"}
+        wanted, after = ops.gd_scan(stream, pair, log, None, **options)
         out, last = ops.linear_scan(keys, values, queries, log, z=z, lengths=lengths)
         assert ratio(out, wanted) <= 1e-12
         assert ratio(last, after.z) <= 1e-12
         weight = torch.randn(last.shape, generator=g, dtype=DOUBLE)
         grads = [torch.autograd.grad(o.square().sum() + (weight * s).sum(), given) for o, s in ((out, last), (wanted, after.z))]
         assert all(ratio(a, b) <= 1e-10 for a, b in zip(*grads, strict=True))
+
+
+@pytest.mark.parametrize("size", [2, 5])
+def test_gradients_of_linear_scan_where_values_have_another_size(size, monkeypatch):
+    """In chunks of 4 tokens, several steps, the last one shorter."""
+    monkeypatch.setattr(ops.chunk_steps, "CHUNK", 4)
+    monkeypatch.setattr(ops.chunk_steps, "_STEP", 20)
+    monkeypatch.setattr(ops.chunk_steps, "_CHUNKS", 1)
+    g = torch.Generator().manual_seed(0)
+    shapes = [(2, 11, 2, 3), (2, 11, 2, size), (2, 11, 2, 3), (2, 2, 3, size)]
+    keys, values, queries, z = (torch.randn(shape, generator=g, dtype=DOUBLE).requires_grad_() for shape in shapes)
+    for shape in ((2,), (2, 11, 2)):
+        log = (-torch.rand(shape, generator=g, dtype=DOUBLE)).requires_grad_()
+        given = (keys, values, queries, log)
+        assert torch.autograd.gradcheck(lambda *x: ops.linear_scan(*x[:4], z=x[4]), (*given, z))
 
 
 def test_linear_scan_of_other_shapes():

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gdssm.ops import BACKENDS, ScanState, gd_scan, token_chunks
+from gdssm.ops import BACKENDS, ScanState, chunk_steps, gd_scan
 from plain import STRUCTURES, lambda_grid, log_decay_shape, ratio, scan
 
 FAST = [name for name in BACKENDS if name != "reference"]
@@ -408,10 +408,10 @@ def test_small_blocks_of_the_chunked_form(structure, stride, monkeypatch):
     g = torch.Generator().manual_seed(6)
     upstream = [torch.randn(shape, generator=g, dtype=torch.float64) for shape in ((3, k, 3, 3), (3, 3, 3, 3))]
     wanted = with_gradients(case, structure, stride=stride, backend="reference", upstream=upstream)
-    monkeypatch.setattr(token_chunks, "_SPAN", 9)
+    monkeypatch.setattr(chunk_steps, "CHUNK", 9)
     for size in (1, 60, 200):
-        monkeypatch.setattr(token_chunks, "_BLOCK", size)
-        monkeypatch.setattr(token_chunks, "_CHUNKS", 2)
+        monkeypatch.setattr(chunk_steps, "_STEP", size)
+        monkeypatch.setattr(chunk_steps, "_CHUNKS", 2)
         got = with_gradients(case, structure, stride=stride, backend="chunked", upstream=upstream)
         assert {name: ratio(value, wanted[name]) for name, value in got.items() if ratio(value, wanted[name]) > 1e-12} == {}
 

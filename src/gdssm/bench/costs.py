@@ -4,9 +4,9 @@ Per token and head, with chunks of c tokens, D features, W taps, n slots of the 
 
     linear     forward 4 c D + 4 D^2: scores, their product with values, what a chunk adds, reading the state.
                backward 8 c D + 8 D^2 in plain torch, which keeps the scores, and 2 c D more where they are formed again
-    filters    as linear with its filters on a GPU; in plain torch, on c windows of s raw tokens, per chunk: forward
-               2 W c D + 4 c s D + 2 s^2 D + 2 s D^2 + 2 c D^2 + 4 c^2 s n, backward 6 W c D + 10 c s D + 6 s^2 D
-               + 6 s D^2 + 4 c D^2 + 12 c^2 s n: the backward pass forms scores and states again
+    filters    as linear with its filters on a GPU; in plain torch, per window, forward 2 W (2 n + 1) D + 4 n c D
+               + (2 n + 2) D^2, backward 6 W (2 n + 1) D + 8 n c D + (6 n + 4) D^2: the backward pass forms keys, values,
+               queries and states again, and keeps the scores
     softmax    forward 2 T D (the causal half), backward 2.5 times that
     mamba      per channel, state N = 16: forward 9 N + 6 H D + 4 N, backward twice that
 
@@ -37,7 +37,7 @@ def operations(kind: str, case: Case, device: str) -> float:
     }
     each["linear-filters"] = (each["linear"][0] + 6 * w * d, each["linear"][1] + 12 * w * d)
     stride = 2 if kind in ("full-stride2", "streams") else 1
-    own = _raw(d, w, n, stride) if device == "cpu" else each["linear-filters"]
+    own = _windows(d, w, n, stride) if device == "cpu" else each["linear-filters"]
     forward, backward = each.get(kind, own)
     if kind == "streams":  # two tokens of its stream are one of the others
         forward, backward = (2 * forward, 2 * backward) if device == "cpu" else each["linear"]
@@ -55,10 +55,9 @@ def moved(kind: str, case: Case, itemsize: int) -> float:
     return inputs + outputs if case.mode == "forward" else 3 * inputs + 2 * outputs
 
 
-def _raw(d: int, w: int, n: int, stride: int) -> tuple[float, float]:
+def _windows(d: int, w: int, n: int, stride: int) -> tuple[float, float]:
     """Forward and backward of the plain-torch scan, per token."""
-    c = max(w, (64 - w) // stride + 1)
-    s = (c - 1) * stride + w
-    forward = 2 * w * c * d + 4 * c * s * d + 2 * s * s * d + 2 * (s + c) * d * d + 4 * c * c * s * n
-    backward = 6 * w * c * d + 10 * c * s * d + 6 * s * s * d + (6 * s + 4 * c) * d * d + 12 * c * c * s * n
-    return forward / (c * stride), backward / (c * stride)
+    c, filters = 64 if n == 1 else 32, 2 * w * (2 * n + 1) * d
+    forward = filters + 4 * n * c * d + (2 * n + 2) * d * d
+    backward = 3 * filters + 8 * n * c * d + (6 * n + 4) * d * d
+    return forward / stride, backward / stride

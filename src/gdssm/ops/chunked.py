@@ -23,19 +23,20 @@ def scan(windows: Windows, w_q: Gate, decay: Decay, queries: Tensor, z: Tensor) 
     if decay.structure in ("row", "full"):
         windows = windows.to(dtype)
         return row_chunks.scan(windows, w_q, decay, as_queries(windows, queries), z)
-    logs, valid = None if decay.structure == "none" else decay.log, windows.valid
-    if logs is not None and logs.ndim == 3:
+    heads, valid = z.shape[1], windows.valid
+    logs = decay.log.expand(heads) if decay.structure == "none" else decay.log
+    if logs.ndim == 3:
         logs = logs.permute(2, 0, 1)  # (H, B, K)
     if valid is not None:  # no decay where a sequence has no window
-        logs = decay.log.expand(z.shape[1])[:, None, None] if logs is None or logs.ndim == 1 else logs
-        logs = logs * valid
+        logs = (logs[:, None, None] if logs.ndim == 1 else logs) * valid
     if isinstance(w_q, tuple):
         keys, values = (taps[:, None] for taps in w_q)
     else:
         keys, values = w_q.transpose(1, 2), torch.eye(windows.width, dtype=dtype, device=z.device).expand_as(w_q)
-    asked, taps = (None, queries) if queries.ndim == 2 else (queries, None)
+    asked, d = (None, queries) if queries.ndim == 2 else (queries, queries.new_zeros(heads, windows.width))
     place = (windows.start, windows.count, windows.stride)
-    out: tuple[Tensor, Tensor] = TokenChunks.apply(windows.stream, asked, taps, keys, values, logs, z, valid, place)
+    taps = torch.cat([keys, d[:, None], values], 1)  # (H, 2 s + 1, W)
+    out: tuple[Tensor, Tensor] = TokenChunks.apply(windows.stream, asked, taps, logs, z, valid, place)
     return out
 
 
