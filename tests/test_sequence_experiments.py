@@ -156,7 +156,10 @@ def test_some_seeds_try_every_rate_and_the_others_the_best_alone():
     chosen = sequence_runs.choose(sizes, known | {name: results[name] for name in rest})
     assert {name: one.rate for name, one in chosen.items()} == {"gdssm": 0.1, "delta-net": 0.01}
     assert chosen["gdssm"].values("final") == (1.0, 2.0, 3.0)
-    assert "of the first 1 seed; the other seeds train at that rate alone" in sequence_runs.settings_of(sizes)["learning rates"]
+    assert (
+        "the best on the validation of the first seed; the other seeds train at that rate alone"
+        in sequence_runs.settings_of(sizes)["learning rates"]
+    )
     assert not sequence_runs.further_of(replace(sizes, tuned=None), results, sequence_runs.trained)
 
 

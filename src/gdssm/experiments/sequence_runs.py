@@ -243,8 +243,11 @@ def dots(
 def settings_of(sizes: Comparison, unit: str = "seed") -> dict[str, Any]:
     """The settings that all comparisons have, for a record; unit is what rates are tried with."""
     recipe, shape, some = sizes.recipe, sizes.shape, len(sizes.tuning)
-    by = "" if some == len(sizes.seeds) else f" of the first {counted(some, unit)}; the other {unit}s train at that rate alone"
-    tried = f"; the best on the validation{by} counts" if len(sizes.rates) > 1 else ""
+    tried = ""
+    if len(sizes.rates) > 1:
+        first = f"the first {unit}" if some == 1 else f"the first {counted(some, unit)}"
+        rest = "" if some == len(sizes.seeds) else f" of {first}; the other {unit}s train at that rate alone"
+        tried = f"; the one that counts is the best on the validation{rest}"
     return {
         "blocks, heads, width of GDSSM": f"{shape.n_layers}, {shape.n_heads}, {shape.width}",
         "sizes of the others": "those of as many parameters",
