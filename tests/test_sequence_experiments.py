@@ -4,6 +4,7 @@ import copy
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -290,3 +291,22 @@ def test_other_experiments_take_no_text():
     with pytest.raises(ConfigError, match="contenders is 'gdsm'"):
         lm.Preset(contenders=("gdsm",))
     assert experiments.plan("listops", "reduced").sizes.max_length == 200
+
+
+# The records that docs/deep-models.md speaks of
+
+
+@pytest.mark.parametrize("name", ["images", "lm"])
+def test_the_page_shows_the_record(name):
+    """Tables and differences of the page are those of docs/records/NAME, and every identity holds there."""
+    docs = Path(__file__).parent.parent / "docs"
+    page = (docs / "deep-models.md").read_text(encoding="utf-8")
+    record, results = (json.loads((docs / "records" / name / f"{kind}.json").read_text()) for kind in ("record", "results"))
+    assert all(claim["holds"] for claim in results["claims"] if claim["kind"] == "identity")
+    answer, table = (next(block for block in record["blocks"] if block["kind"] == kind) for kind in ("text", "table"))
+    for row in table["rows"]:
+        shown = (f"{cell:,}" if isinstance(cell, int) else f"{cell:g}" if isinstance(cell, float) else cell for cell in row[:-1])
+        assert f"| {' | '.join('' if cell is None else cell for cell in shown)} |" in page
+    for sentence in answer["paragraphs"]:
+        if sentence.startswith("Against "):
+            assert sentence in page

@@ -58,6 +58,11 @@ class Problem:
         return tl.float32, "tf32" if self.stream.dtype == torch.float16 else "tf32x3"
 
     @property
+    def exact(self) -> bool:
+        """Whether the tokens are float32, multiplied as three TF32 products."""
+        return self.stream.dtype == torch.float32
+
+    @property
     def half(self) -> bool:
         return self.stream.dtype == torch.bfloat16
 
@@ -148,7 +153,7 @@ def _states(
     """state_kernel through all segments: from `start` or zero, chunk states into `store`, last states into `end`."""
     none = p.stream  # stands where a kernel reads no tensor
     wide = start if start is not None else end  # stands for the other, in its dtype
-    tile = tiles.states(plan.tile, p.features)
+    tile = tiles.states(plan.tile, p.features, p.kind, p.exact)
     constants = p.constants(tile)
     del constants["OP"]
     # Adjoints are the same code whatever the gate, and states whatever the queries.
@@ -257,7 +262,7 @@ def backward(
     """Gradients of stream, u, v, d, queries, log and z; an empty tensor where there is none. z and grad_end: float64."""
     with on_device(p.stream.device):
         tile = tiles.backward(p.features, p.kind, p.half, p.unit)
-        plan = _plan(p, tiles.states(tile, p.features))
+        plan = _plan(p, tiles.states(tile, p.features, p.kind, p.exact))
         states, _ = _chunk_states(p, plan, z, None)
         adjoints, d_z = _chunk_states(p, plan, grad_end, grad)
         d_query, d_roles, d_taps, d_log = _chunk_gradients(p, plan, tile, states, adjoints, grad, covered, need_log)
@@ -319,7 +324,7 @@ def _chunk_gradients(
 
 def _token_gradients(p: Problem, plan: _Plan, d_query: Tensor, d_roles: Tensor) -> Tensor:
     d_stream = torch.empty_like(p.stream)
-    tile = tiles.tokens(p.features)
+    tile = tiles.tokens(p.features, p.unit)
     span = p.stream.shape[0] // p.sequences if p.table is None else int((p.table[1] - p.table[0]).max())
     longest = -(-span // tile.chunk)
     token_kernel[(p.sequences * p.stream.shape[1] * longest,)](

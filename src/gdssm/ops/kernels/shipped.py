@@ -118,7 +118,7 @@ def specialisation(c: Configuration) -> Specialisation:
         return _made(c, {"KIND": kind, "BLOCK": tiles.CARRIED.columns}, wide, tiles.CARRIED)
     shapes["BD"] = tiles.padded(c.features)
     if c.kernel == "token_kernel":
-        tile = tiles.tokens(c.features)
+        tile = tiles.tokens(c.features, c.rank > 1)
         types = {"d_query": own if streams else stored, "d_roles": stored, "d_stream": own}
         return _made(c, {**shapes, "CT": tile.chunk, "STRIDE": c.stride}, types, tile)
     if c.kernel == "step_kernel":
@@ -130,7 +130,7 @@ def specialisation(c: Configuration) -> Specialisation:
     if c.kernel == "chunk_kernel" or c.variant.endswith(("backward", "adjoint")):
         tile = tiles.backward(c.features, kind, half, c.rank > 1)
     if c.kernel == "state_kernel":
-        tile = tiles.states(tile, c.features)
+        tile = tiles.states(tile, c.features, kind, c.dtype == "float32")
         adjoint = c.variant.endswith("adjoint")
         shapes |= {"REVERSE": adjoint, "QUERIES": adjoint and streams}
     constants = {**shapes, "KIND": kind, "C": tile.chunk, "BV": tile.columns, "WP": triton.next_power_of_2(shapes["W"])}

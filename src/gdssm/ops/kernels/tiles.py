@@ -39,27 +39,34 @@ def forward(features: int, kind: int, half: bool, full: bool) -> Tiles:
     if half:
         columns = size if size <= 64 else 16 if full and kind == KINDS["input"] else 32
         return Tiles(32 if size <= 64 and kind == KINDS["head"] else 16, columns, 4)
-    return Tiles(16, 32, 4) if size <= 64 else Tiles(16, 16, 8)
+    head = kind == KINDS["head"]
+    if size <= 64:
+        return Tiles(16, 32, 2 if size <= 32 and full and head else 4)
+    return Tiles(16, 8, 4) if head and not full else Tiles(16, 16, 8)
 
 
 def backward(features: int, kind: int, half: bool, full: bool) -> Tiles:
     """Tiles of chunk_kernel."""
-    row = kind == KINDS["row"]
+    row, own = kind == KINDS["row"], kind == KINDS["input"]
     if half and not row:
         return Tiles(32, 32, 4 if features <= 32 or (full and kind == KINDS["head"]) else 2)
+    if full and own and features > 64:
+        return Tiles(16, 16, 2)
     if full:
-        return Tiles(16, 32, 4 if row and not half else 2)
-    return Tiles(16, 16, 1)
+        return Tiles(16, 32, 4 if row and features > 32 and not half else 2)
+    return Tiles(16, 16, 2 if own and features <= 32 else 1)
 
 
-def states(tile: Tiles, features: int) -> Tiles:
-    """Tiles of the state_kernels in front of an output_kernel or a chunk_kernel of this tile: its chunks."""
-    return Tiles(tile.chunk, 32, 8 if tile.chunk == 32 and features > 64 else 4)
+def states(tile: Tiles, features: int, kind: int, exact: bool) -> Tiles:
+    """Tiles of the state_kernels in front of an output_kernel or a chunk_kernel of this tile: its chunks. exact: float32 tokens."""
+    if padded(features) > 64:
+        return Tiles(tile.chunk, 32, 8 if tile.chunk == 32 or (exact and kind == KINDS["input"]) else 4)
+    return Tiles(tile.chunk, 32, 8 if tile.chunk == 16 and padded(features) == 64 else 4)
 
 
-def tokens(features: int) -> Tiles:
+def tokens(features: int, full: bool) -> Tiles:
     """Tiles of token_kernel, of about 2048 numbers: the chunk is its tokens."""
-    return Tiles(max(16, 2048 // padded(features)), padded(features), 4)
+    return Tiles(max(16, 2048 // padded(features)), padded(features), 8 if full else 4)
 
 
 def across(features: int, tile: Tiles) -> int:
@@ -75,4 +82,4 @@ def segments(programs: int, chunks: int, processors: int) -> int:
 
 def decode(features: int) -> Tiles:
     """Tiles of step_kernel: few columns each, so that one sequence of few heads still fills a device."""
-    return Tiles(1, min(padded(features), 16), 4 if features > 32 else 1)
+    return Tiles(1, min(padded(features), 16), 8 if features > 64 else 4 if features > 32 else 1)
