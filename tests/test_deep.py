@@ -235,17 +235,22 @@ def streamed(model, tokens, cuts, mask=None):
 @settings(max_examples=25)
 @given(any_options(), st.integers(0, 99), st.data())
 def test_streamed_in_pieces_and_padded_anywhere(options, seed, data):
-    """Whole sequences alone, against one batch with gaps of any place and length, read in pieces."""
+    """Whole sequences alone, against one batch with gaps of any place and length, read in pieces, in the same precision.
+
+    A draw can amplify rounding, where a readout nearly cancels before it is normed: there float32 must be as good in pieces as it
+    is in one pass, by the answer in float64.
+    """
     model = make(seed=seed, **options)
     tokens = words(batch=3, length=20, seed=seed)
     mask = torch.rand(3, 20, generator=torch.Generator().manual_seed(seed)) < data.draw(st.sampled_from([0.4, 0.9, 1.1]))
     cuts = sorted(data.draw(st.lists(st.integers(0, 20), max_size=4)))
-    wanted = [model(row[read][None]) for row, read in zip(tokens, mask, strict=True)]
     single = GDSSMForSequenceModeling(model.config)
     single.load_state_dict(model.state_dict())
-    for m, tolerance in ((model, 1e-10), (single, 1e-5)):
+    exact, wanted = ([m(row[read][None]) for row, read in zip(tokens, mask, strict=True)] for m in (model, single))
+    for m, whole, least in ((model, exact, 1e-10), (single, wanted, 1e-5)):
         outputs, state = streamed(m, tokens, cuts, mask)
-        for b, (alone, own) in enumerate(wanted):
+        for b, (alone, own) in enumerate(whole):
+            tolerance = max(least, 4 * ratio(alone[0], exact[b][0][0]))
             assert ratio(outputs[b][mask[b]], alone[0]) <= tolerance
             assert not outputs[b][~mask[b]].any()
             assert int(state.seen[b]) == int(own.seen[0]) == int(mask[b].sum())
@@ -438,16 +443,16 @@ def test_linear_scan_is_gd_scan_on_pairs(structure):
         assert all(ratio(a, b) <= 1e-10 for a, b in zip(*grads, strict=True))
 
 
-@pytest.mark.parametrize("size", [2, 5])
+@pytest.mark.parametrize("size", [1, 3])
 def test_gradients_of_linear_scan_where_values_have_another_size(size, monkeypatch):
-    """In chunks of 4 tokens, several steps, the last one shorter."""
-    monkeypatch.setattr(ops.chunk_steps, "CHUNK", 4)
-    monkeypatch.setattr(ops.chunk_steps, "_STEP", 20)
+    """In chunks of 3 tokens, several steps, the last one shorter."""
+    monkeypatch.setattr(ops.chunk_steps, "CHUNK", 3)
+    monkeypatch.setattr(ops.chunk_steps, "_STEP", 12)
     monkeypatch.setattr(ops.chunk_steps, "_CHUNKS", 1)
     g = torch.Generator().manual_seed(0)
-    shapes = [(2, 11, 2, 3), (2, 11, 2, size), (2, 11, 2, 3), (2, 2, 3, size)]
+    shapes = [(1, 7, 2, 2), (1, 7, 2, size), (1, 7, 2, 2), (1, 2, 2, size)]
     keys, values, queries, z = (torch.randn(shape, generator=g, dtype=DOUBLE).requires_grad_() for shape in shapes)
-    for shape in ((2,), (2, 11, 2)):
+    for shape in ((2,), (1, 7, 2)):
         log = (-torch.rand(shape, generator=g, dtype=DOUBLE)).requires_grad_()
         given = (keys, values, queries, log)
         assert torch.autograd.gradcheck(lambda *x: ops.linear_scan(*x[:4], z=x[4]), (*given, z))
