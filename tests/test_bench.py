@@ -242,7 +242,9 @@ def test_the_pages_show_the_record(page):
     assert f"{record['long']['results']['gdssm']['median']:.1f} s" in text
     longest = next(c for c in record["cases"] if c["shape"][1] == 262144)
     size = 4 * 262144 * 8 * 64
-    assert f"{(size + longest['results']['gdssm']['peak_bytes']) / (2 * size):.2f}" == "1.05"
+    memory = [(size + longest["results"][name]["peak_bytes"]) / (2 * size) for name in ("gdssm", "gdssm-full")]
+    if page == "docs/performance.md":
+        assert f"| at most 1.2 | {memory[0]:.2f} ({memory[1]:.2f} with" in text
 
 
 def test_the_command_line_without_torch():

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gdssm.ops import BACKENDS, ScanState, chunk_steps, gd_scan
+from gdssm.ops import BACKENDS, ScanState, chunk_steps, gd_scan, linear_scan
+from gdssm.ops.chunk_products import Chunks
 from plain import STRUCTURES, lambda_grid, log_decay_shape, ratio, scan
 
 FAST = [name for name in BACKENDS if name != "reference"]
@@ -617,3 +618,21 @@ def test_wrong_packing_is_named(changes, message):
     arguments = {**GOOD, "tokens": torch.ones(1, 5, 2, 3), "cu_seqlens": torch.tensor([0, 2, 5]), **changes}
     with pytest.raises(ValueError, match=message):
         gd_scan(**arguments)
+
+
+def test_nothing_is_kept_where_no_gradients_are_recorded(monkeypatch):
+    """Also where the inputs are parameters: memory of a forward pass is that of its output."""
+    kept, forward = [], Chunks.forward
+
+    def spy(self, z, out, states):
+        kept.append(states is not None)
+        return forward(self, z, out, states)
+
+    monkeypatch.setattr(Chunks, "forward", spy)
+    x = torch.randn(1, 9, 1, 2, requires_grad=True)
+    taps = torch.randn(1, 3, requires_grad=True)
+    for recorded in (False, True):
+        with torch.set_grad_enabled(recorded):
+            gd_scan(x, (taps, taps), None, taps, backend="chunked")
+            linear_scan(x, x, x, None)
+    assert kept == [False, False, True, True]

@@ -10,7 +10,7 @@ from torch import Tensor
 from . import row_chunks
 from .decay import Decay
 from .token_chunks import TokenChunks
-from .windows import Gate, Windows, as_queries
+from .windows import Gate, Windows, as_queries, unrecorded
 
 
 def scan(windows: Windows, w_q: Gate, decay: Decay, queries: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -36,7 +36,7 @@ def scan(windows: Windows, w_q: Gate, decay: Decay, queries: Tensor, z: Tensor) 
     asked, d = (None, queries) if queries.ndim == 2 else (queries, queries.new_zeros(heads, windows.width))
     place = (windows.start, windows.count, windows.stride)
     taps = torch.cat([keys, d[:, None], values], 1)  # (H, 2 s + 1, W)
-    out: tuple[Tensor, Tensor] = TokenChunks.apply(windows.stream, asked, taps, logs, z, valid, place)
+    out: tuple[Tensor, Tensor] = TokenChunks.apply(*unrecorded(windows.stream, asked, taps, logs, z, valid), place)
     return out
 
 

@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from . import decay
 from .chunk_products import Chunks, Rooms, Rows
 from .chunk_steps import Step
-from .windows import carry_dtype, check_lengths, compute_dtype, full_precision
+from .windows import carry_dtype, check_lengths, compute_dtype, full_precision, unrecorded
 
 
 @full_precision
@@ -62,7 +62,7 @@ def linear_scan(
         log = torch.zeros(heads, dtype=carried, device=keys.device)
     elif log.ndim == 3:
         log = log.permute(2, 0, 1)  # (H, B, T)
-    found: tuple[Tensor, Tensor] = LinearScan.apply(keys, values, queries, log, z.to(carried))
+    found: tuple[Tensor, Tensor] = LinearScan.apply(*unrecorded(keys, values, queries, log, z.to(carried)))
     return found
 
 

@@ -213,3 +213,8 @@ def align(tokens: Tensor, width: int, stride: int, state: ScanState | None, leng
             valid &= ends < lengths[:, None]
         valid = valid.to(tokens.device)
     return Windows(stream, end, count, width, stride, valid, lengths, seen, n_tokens)
+
+
+def unrecorded(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The tensors, detached where no gradients are recorded: a Function cannot see that, and would keep what only they need."""
+    return tensors if torch.is_grad_enabled() else tuple(None if t is None else t.detach() for t in tensors)
