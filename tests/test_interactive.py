@@ -162,7 +162,7 @@ def test_large_layers_are_thinned():
 
 def test_the_record_of_the_documentation_shows_gradient_descent(tmp_path):
     """The committed run: at every example the layer's state is close to the step, and the page is small."""
-    page = write_report(RECORDS, tmp_path / "x.html").read_text()
+    page = write_report(RECORDS / "one-step", tmp_path / "x.html").read_text()
     texts = data_blocks(page)["example"]["texts"]
     assert all(float(cosine) > 0.999 for cosine in texts["layer_cosine"][1:])
     assert all(float(distance) < 0.05 for distance in texts["layer_distance"][1:])
