@@ -1,5 +1,6 @@
 """The training loop: same seeds same weights, copies that do not see each other, and that it learns at all."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -111,13 +112,18 @@ def test_a_parameter_that_is_not_finite_is_named_before_anything_is_updated(name
 
 def test_a_gradient_that_overflows_is_named_though_the_loss_is_finite(monkeypatch: pytest.MonkeyPatch) -> None:
     training = Training(CONFIG)
-    differentiate = Ensemble.differentiate
+    linearised = Ensemble.linearised
 
-    def overflowing(self: Ensemble, loss: torch.Tensor) -> None:
-        differentiate(self, loss)
-        self.gradient[0, self.columns["layer.d"].start + 1] = float("inf")
+    def overflowing(self: Ensemble, tokens: torch.Tensor) -> tuple[torch.Tensor, Callable[[torch.Tensor], None]]:
+        prediction, pull_back = linearised(self, tokens)
 
-    monkeypatch.setattr(Ensemble, "differentiate", overflowing)
+        def overflow(grad: torch.Tensor) -> None:
+            pull_back(grad)
+            self.gradient[0, self.columns["layer.d"].start + 1] = float("inf")
+
+        return prediction, overflow
+
+    monkeypatch.setattr(Ensemble, "linearised", overflowing)
     with pytest.raises(NonFiniteError, match=r"^step 0: the gradient of layer\.d is not finite \(seed 3\)$"):
         training.advance()
 
@@ -184,3 +190,26 @@ def test_configurations_that_cannot_be_used(values: dict[str, object], message: 
 def test_a_configuration_from_nested_mappings() -> None:
     config = from_mapping(TrainConfig, {"task": {"d_x": 4, "spectrum": [1, 2, 3, 4]}, "seeds": [1, 2], "lr": 1})
     assert config == TrainConfig(task=LinearRegression(d_x=4, spectrum=(1.0, 2.0, 3.0, 4.0)), seeds=(1, 2), lr=1.0)
+
+
+@pytest.mark.parametrize(
+    ("decay", "heads", "written_out"), [("none", 1, True), ("head", 3, True), ("full", 2, True), ("row", 1, False)]
+)
+def test_gradients_of_a_step_are_those_of_autograd_through_the_reference(decay: str, heads: int, written_out: bool) -> None:
+    task = LinearRegression(3, 2, 5)
+    modules = [build_model(ModelConfig(decay=decay, n_heads=heads), task, seed).double() for seed in (0, 1)]
+    context = task.sample(4, seed=3)
+    assert context.y_query is not None
+    tokens, target = interleave(context.x, context.y, context.x_query).double(), context.y_query[:, 0].double()
+    found = Ensemble(modules)
+    prediction, pull_back = found.linearised(tokens)
+    assert not prediction.requires_grad
+    pull_back((prediction - target) / target.numel())
+    assert (found.template.last_stacked_and_pullback(found.parameters, tokens) is not None) == written_out
+    for copy, module in enumerate(modules):
+        module.layer.backend = "reference"
+        out = module.layer(tokens)[0][:, -1, : task.d_y]  # every window's output, by the definition
+        torch.testing.assert_close(prediction[copy], out.detach())
+        (0.5 * (target - out).square().sum() / target.numel()).backward()
+        for name, parameter in module.named_parameters():
+            torch.testing.assert_close(found.gradient[copy, found.columns[name]], parameter.grad.flatten(), rtol=1e-9, atol=1e-12)

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+StackedPullback = tuple[Tensor, Callable[[Tensor], dict[str, Tensor]]]
+"""Predictions of all copies, and the function from the gradient there to that of every parameter, by name."""
+
 
 class Ensemble:
     """S copies of a module with the same shapes.
@@ -48,14 +51,34 @@ class Ensemble:
             return stacked(self.parameters, tokens)
         return vmap(lambda p: functional_call(self.template, p, (tokens,)))(self.parameters)
 
+    def linearised(self, tokens: Tensor) -> tuple[Tensor, Callable[[Tensor], None]]:
+        """Predictions as from a call, without a graph, and the function that takes the gradient there into `gradient`.
+
+        A module with `last_stacked_and_pullback(parameters, tokens)` may have its gradients written out; others use autograd.
+        """
+        written_out: Callable[..., StackedPullback | None] | None = getattr(self.template, "last_stacked_and_pullback", None)
+        found = None if written_out is None else written_out(self.parameters, tokens)
+        if found is None:
+            prediction = self(tokens)
+            return prediction.detach(), lambda grad: self.differentiate(prediction, grad)
+        prediction, pullback = found
+
+        def write(grad: Tensor) -> None:
+            by_name = pullback(grad)
+            self._collect([by_name[name] for name in self.parameters])
+
+        return prediction, write
+
     def name_of(self, column: int) -> str:
         """The parameter that a column of flat belongs to."""
         return next(name for name, columns in self.columns.items() if column < columns.stop)
 
-    def differentiate(self, loss: Tensor) -> None:
-        """Write the gradient of a scalar into `gradient`."""
-        found = torch.autograd.grad(loss, list(self.parameters.values()))
-        torch.cat([g.reshape(len(self), -1) for g in found], dim=1, out=self.gradient)
+    def differentiate(self, output: Tensor, weights: Tensor | None = None) -> None:
+        """Write the gradient of a scalar, or of the sum of an output times weights of its shape, into `gradient`."""
+        self._collect(torch.autograd.grad(output, list(self.parameters.values()), weights))
+
+    def _collect(self, gradients: Sequence[Tensor]) -> None:
+        torch.cat([g.reshape(len(self), -1) for g in gradients], dim=1, out=self.gradient)
 
     @torch.no_grad()
     def load(self, module: nn.Module, copy: int) -> nn.Module:

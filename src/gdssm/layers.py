@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from . import ops
+from .ensemble import StackedPullback
 from .ops import ScanState
 from .state import State, divisor
 from .weights import DecayParameter, as_shape, check_size
@@ -188,6 +189,22 @@ class GDSSM(nn.Module):
         self._check(tokens, None)
         return self._last({name: p.flatten(0, 1) for name, p in parameters.items()}, tokens, None, None).transpose(0, 1)
 
+    def last_stacked_and_pullback(self, parameters: Mapping[str, Tensor], tokens: Tensor) -> StackedPullback | None:
+        """last_stacked, and the function from its gradient to the parameters' by name; None where autograd has to find them."""
+        self._check(tokens, None)
+        one_dtype = all(p.dtype == tokens.dtype in (torch.float32, torch.float64) for p in parameters.values())
+        if not self._is_plain(parameters) or not one_dtype or torch.is_autocast_enabled(tokens.device.type):
+            return None
+        p = {name: value.detach().flatten(0, 1) for name, value in parameters.items()}
+        rate = p.get("decay.log_rate")
+        out, pullback = ops.last_output_and_pullback(tokens, p["d"], p["w_q"], rate, p["c"], self.n_heads, self.stride)
+
+        def by_name(grad: Tensor) -> dict[str, Tensor]:
+            found = dict(zip(("d", "w_q", "decay.log_rate", "c"), pullback(grad), strict=True))
+            return {name: value for name, value in found.items() if value is not None}
+
+        return out, by_name
+
     @ops.full_precision
     def answer(self, state: State, queries: Tensor) -> Tensor:
         """What `last` would return if each query were the next token: queries (B, M, D) -> (B, M, D).
@@ -208,11 +225,14 @@ class GDSSM(nn.Module):
         z_q = z_q + torch.einsum("bmha,hac,bmcj->bmhj", scores, p["w_q"], s)
         return self._read_out(p, z_q, q, count.to(q.device)[:, None, None]).squeeze(2).to(queries.dtype)
 
+    def _is_plain(self, parameters: Mapping[str, Tensor]) -> bool:
+        """Whether all of the last output is sum_h C Z^T q, with gradients that are written out."""
+        return {"w_q", "d", "c", "decay.log_rate"}.issuperset(parameters) and self.decay.structure != "row"
+
     def _last(self, p: Mapping[str, Tensor], tokens: Tensor, state: State | None, lengths: Tensor | None) -> Tensor:
         """Parameters with S * H heads -> (B, S, D): heads are summed in groups of H."""
         rate = p.get("decay.log_rate")
-        plain = {"w_q", "d", "c", "decay.log_rate"}.issuperset(p) and self.decay.structure != "row"
-        if plain and state is None and lengths is None:
+        if self._is_plain(p) and state is None and lengths is None:
             return (
                 ops.last_output(tokens, p["d"], p["w_q"], rate, p["c"], self.n_heads, self.stride).transpose(0, 1).to(tokens.dtype)
             )

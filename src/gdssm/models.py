@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from . import ops
+from .ensemble import StackedPullback
 from .layers import GDSSM
 from .ops import ScanState
 from .readouts import MinibatchReadout, PairReadout
@@ -56,8 +57,24 @@ class InContextModel(nn.Module):
         if not isinstance(self.layer, GDSSM | PairReadout | TwoStepBlock):
             copies = [dict(zip(parameters, values, strict=True)) for values in zip(*parameters.values(), strict=True)]
             return torch.stack([functional_call(self, copy, (tokens,)) for copy in copies])
-        inner = {name.removeprefix("layer."): value for name, value in parameters.items()}
-        return self.layer.last_stacked(inner, tokens)[..., : self.d_y]
+        return self.layer.last_stacked(_inner(parameters), tokens)[..., : self.d_y]
+
+    def last_stacked_and_pullback(self, parameters: Mapping[str, Tensor], tokens: Tensor) -> StackedPullback | None:
+        """last_stacked, and the function from its gradient to the parameters' by name; None where autograd has to find them."""
+        found = self.layer.last_stacked_and_pullback(_inner(parameters), tokens) if isinstance(self.layer, GDSSM) else None
+        if found is None:
+            return None
+        out, pullback = found
+
+        def by_name(grad: Tensor) -> dict[str, Tensor]:
+            whole = nn.functional.pad(grad, (0, out.shape[-1] - self.d_y))
+            return {f"layer.{name}": value for name, value in pullback(whole).items()}
+
+        return out[..., : self.d_y], by_name
+
+
+def _inner(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix("layer."): value for name, value in parameters.items()}
 
 
 class FeatureModel(nn.Module):

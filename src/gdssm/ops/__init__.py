@@ -19,7 +19,18 @@ from torch import Tensor
 from . import chunked, decay, packing, reference
 from .filters import causal_filters
 from .kernels.support import MISSING, refusal
-from .last import absorb, check_ends, final_window, last_counts, last_output, last_product, last_window, next_count, next_windows
+from .last import (
+    absorb,
+    check_ends,
+    final_window,
+    last_counts,
+    last_output,
+    last_output_and_pullback,
+    last_product,
+    last_window,
+    next_count,
+    next_windows,
+)
 from .linear import linear_scan
 from .windows import Gate, ScanState, Windows, align, carry_dtype, compute_dtype, filtered, full_precision, windows_in, zero_state
 
@@ -40,6 +51,7 @@ __all__ = [
     "gd_scan",
     "last_counts",
     "last_output",
+    "last_output_and_pullback",
     "last_product",
     "last_window",
     "linear_scan",

@@ -274,60 +274,80 @@ class FullReadout(torch.autograd.Function):
         return FullCore.backward(grad, s, q, w_q, log, ctx.needs_input_grad[0])
 
 
-class LayerReadout(torch.autograd.Function):
-    """The whole last output of a plain layer in one node: y = sum_h C Z^T q with q = S_K^T d.
+class LayerCore:
+    """The last output of plain layers: y = sum_h C Z^T q with q = S_K^T d, for G = S H heads, summed in groups of H.
 
-    apply(tokens, d (G, W), w_q (G, W, W), rate, c (G, D, D), H, R) -> (G / H, B, D): G = S H heads, summed in groups of
-    H. tokens (B, T, D) end with their last window; rate is log(-log Lambda): None, (G,) or (G, D, D).
     This is what meta-training runs: for small tasks the number of operations is the time.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, tokens: Tensor, d: Tensor, w_q: Tensor, rate: Tensor | None, c: Tensor, heads: int, stride: int
-    ) -> Tensor:
-        """See the class."""
+        tokens: Tensor, d: Tensor, w_q: Tensor, rate: Tensor | None, c: Tensor, heads: int, stride: int
+    ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+        """tokens (B, T, D), which end with their last window, d (G, W), w_q (G, W, W), rate, c (G, D, D) -> (S, B, D), saved.
+
+        rate is log(-log Lambda): None, (G,) or (G, D, D).
+        """
         batch, width = len(tokens), d.shape[1]
         q = torch.bmm(d.expand(batch, -1, -1), tokens[:, -width:])  # (B, G, D)
         log = None if rate is None else rate.exp().neg_().clamp_(min=SMALLEST)
+        saved: tuple[Tensor | None, ...]
         if log is not None and log.ndim == 3:
             s = tokens.unfold(1, width, stride).permute(1, 3, 0, 2).contiguous()  # (K, W, B, D)
             q = _swapped(q)
-            z = _swapped(FullCore.forward(s, q, w_q, log))
-            saved: tuple[Tensor | None, ...] = (s,)
+            z, saved = _swapped(FullCore.forward(s, q, w_q, log)), (s,)
         else:
             count = (tokens.shape[1] - width) // stride + 1
-            age = _countdown(count, q.dtype, q.device)
-            z, saved = ScalarCore.forward(tokens, q, w_q, log, stride, age, None)
+            z, saved = ScalarCore.forward(tokens, q, w_q, log, stride, _countdown(count, q.dtype, q.device), None)
         z = _swapped(z.view(batch, len(c) // heads, -1))  # (S, B, H D)
-        mix = c.unflatten(0, (-1, heads)).transpose(2, 3).flatten(1, 2)  # (S, H D, D)
-        ctx.save_for_backward(tokens, d, w_q, log, q, z, mix, *saved)
-        ctx.heads, ctx.stride = heads, stride
-        return torch.bmm(z, mix)
+        mix = c.transpose(1, 2) if heads == 1 else c.unflatten(0, (-1, heads)).transpose(2, 3).flatten(1, 2)  # (S, H D, D)
+        return torch.bmm(z, mix), (tokens, d, w_q, log, q, z, mix, *saved)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of tokens, d, w_q, rate and c."""
-        tokens, d, w_q, log, q, z, mix, *saved = ctx.saved_tensors
-        heads, stride, width, need = ctx.heads, ctx.stride, d.shape[1], ctx.needs_input_grad[0]
-        d_mix = torch.bmm(z.transpose(1, 2), grad)
-        d_c = d_mix.unflatten(1, (heads, -1)).transpose(2, 3).flatten(0, 1)
+    def backward(
+        grad: Tensor, heads: int, stride: int, saved: Sequence[Any], need_tokens: bool
+    ) -> tuple[Tensor | None, Tensor, Tensor, Tensor | None, Tensor]:
+        """Gradients of tokens (where needed), d, w_q, rate and c."""
+        tokens, d, w_q, log, q, z, mix = saved[:7]
+        width = d.shape[1]
+        d_c = torch.bmm(grad.transpose(1, 2), z)  # (S, D, H D), the heads side by side
+        if heads > 1:
+            d_c = d_c.unflatten(2, (heads, -1)).transpose(1, 2).flatten(0, 1)
         d_z = _swapped(torch.bmm(grad, mix.transpose(1, 2))).view(len(tokens), len(d), -1)  # (B, G, D)
         d_tokens: Tensor | None = None
         d_rate: Tensor | None = None
         if log is not None and log.ndim == 3:
-            d_s, d_q, d_w, d_rate = FullCore.backward(_swapped(d_z), saved[0], q, w_q, log, need)
+            d_s, d_q, d_w, d_rate = FullCore.backward(_swapped(d_z), saved[7], q, w_q, log, need_tokens)
             d_q = _swapped(d_q)
             if d_s is not None:
                 d_tokens = torch.zeros_like(tokens)
                 for a in range(width):
                     d_tokens[:, a : a + (len(d_s) - 1) * stride + 1 : stride] += d_s[:, a].transpose(0, 1)
         else:
-            d_tokens, d_q, d_w, d_rate = ScalarCore.backward(d_z, tokens, q, w_q, log, stride, saved, need)
+            d_tokens, d_q, d_w, d_rate = ScalarCore.backward(d_z, tokens, q, w_q, log, stride, saved[7:], need_tokens)
         d_d = torch.bmm(d_q, tokens[:, -width:].transpose(1, 2)).sum(0)
         if d_tokens is not None:
             d_tokens[:, -width:] += torch.matmul(d.T, d_q)
         if d_rate is not None:
-            d_rate = d_rate * log  # log = -exp(rate)
-        return d_tokens, d_d, d_w, d_rate, d_c, None, None
+            d_rate = d_rate.mul_(log)  # log = -exp(rate)
+        return d_tokens, d_d, d_w, d_rate, d_c
+
+
+class LayerReadout(torch.autograd.Function):
+    """LayerCore under autograd: apply(tokens, d, w_q, rate, c, H, R) -> (S, B, D)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, tokens: Tensor, d: Tensor, w_q: Tensor, rate: Tensor | None, c: Tensor, heads: int, stride: int
+    ) -> Tensor:
+        """See LayerCore."""
+        out, saved = LayerCore.forward(tokens, d, w_q, rate, c, heads, stride)
+        ctx.save_for_backward(*saved)
+        ctx.heads, ctx.stride = heads, stride
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of tokens, d, w_q, rate and c."""
+        return *LayerCore.backward(grad, ctx.heads, ctx.stride, ctx.saved_tensors, ctx.needs_input_grad[0]), None, None
