@@ -38,29 +38,29 @@ def undivided(name: str, weight: Tensor, config: DeepConfig) -> None:
         weight.mul_((2 * config.n_layers) ** 0.5)
 
 
-def shifted(name: str, weight: Tensor, _: DeepConfig) -> None:
-    """Key and query see one token each, the key one token before the value: an induction head's form."""
-    place = {"u": -2, "v": -1, "d": -1}.get(name.rpartition(".")[2])
-    if place is not None:
-        weight.mul_(0.1)
-        weight[..., place] += 1
+def random_filters(name: str, weight: Tensor, config: DeepConfig) -> None:
+    """All filters Gaussian of variance 1/W, in place of a quarter of the heads recalling."""
+    if name.rpartition(".")[2] in FILTERS:
+        weight.normal_(0, config.window**-0.5, generator=torch.Generator().manual_seed(sum(name.encode())))
 
 
-def same_taps(name: str, weight: Tensor, _: DeepConfig) -> None:
-    """All three filters see the last token."""
-    if name.rpartition(".")[2] in ("u", "v", "d"):
-        weight.mul_(0.1)
-        weight[..., -1] += 1
+def recalling(name: str, weight: Tensor, config: DeepConfig) -> None:
+    """All heads recall: keys see one token before the last, values and queries the last."""
+    kind = name.rpartition(".")[2]
+    if kind in FILTERS:
+        random_filters(name, weight, config)
+        weight.mul_(0.1)[..., -2 if kind == "u" else -1] += 1
 
 
+FILTERS = ("u", "v", "d")
 START: dict[str, tuple[dict[str, Any], Change | None]] = {
     "default": ({}, None),
-    "decays 0.5 to 0.999": ({"decay_range": (0.5, 0.999)}, None),
+    "all filters at random": ({}, random_filters),
+    "all heads recall": ({}, recalling),
+    "decays 0.9 to 0.999": ({"decay_range": (0.9, 0.999)}, None),
     "decays 0.99 to 0.9999": ({"decay_range": (0.99, 0.9999)}, None),
     "projections of 0.02": ({}, gpt2_scale),
     "branches not divided": ({}, undivided),
-    "key one token before the value": ({}, shifted),
-    "filters see the last token": ({}, same_taps),
 }
 
 

@@ -14,7 +14,7 @@ import gdssm
 from contract import SequenceLayerContract
 from gdssm import ops
 from gdssm.config import ConfigError
-from gdssm.deep import DeepConfig, GDSSMBlock, GDSSMForSequenceModeling, GDSSMModel
+from gdssm.deep import DeepConfig, GDSSMBlock, GDSSMForSequenceModeling, GDSSMModel, Mixer
 from plain import array, ratio
 
 DOUBLE = torch.float64
@@ -481,3 +481,22 @@ def test_linear_scan_refuses(change, message):
     x = torch.zeros(1, 5, 2, 3)
     with pytest.raises(ValueError, match=re.escape(message)):
         ops.linear_scan(**({"keys": x, "values": x, "queries": x, "log_decay": None} | change))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("form", ["shared", "separate"])
+def test_the_last_head_of_fresh_weights_recalls_what_followed_an_equal_token(form):
+    """Keys and values of 8 pairs that were never trained on; the others, with random filters, do not."""
+    config = DeepConfig(d_input=64, n_outputs=1, d_model=512, n_heads=4, gate="none", readout_norm=False, form=form)
+    mixer = Mixer(config, dtype=DOUBLE)
+    mixer.reset_parameters(torch.Generator().manual_seed(0))
+    for weight in (mixer.w_in, mixer.w_out):
+        weight.copy_(torch.eye(512, dtype=DOUBLE).repeat(len(weight) // 512, 1))
+    keys, values = torch.randn(2, 8, 512, generator=torch.Generator().manual_seed(1), dtype=DOUBLE)
+    context = torch.stack([keys, values], dim=1).flatten(0, 1)
+    read = mixer(torch.cat([context.expand(8, -1, -1), keys[:, None]], dim=1))[0][:, -1]  # each key once more
+    heads, asked = (x.unflatten(-1, (4, 128)) for x in (read, values))
+    found = torch.einsum("qhd,vhd->hqv", heads, asked).argmax(2)  # the value each head's readout is nearest to
+    right = (found == torch.arange(8)).double().mean(1)
+    assert right[3] == 1
+    assert right[:3].max() < 0.7

@@ -83,7 +83,7 @@ class GDSSMConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers is no
     normalize: str = "keys"
     key_map: bool = False
     decay: str = "head"
-    decay_range: tuple[float, float] | list[float] = (0.9, 0.999)
+    decay_range: tuple[float, float] | list[float] = (0.5, 0.999)
     gate: str = "silu"
     readout_norm: bool = True
     bidirectional: bool = False

@@ -24,10 +24,12 @@ from torch import Tensor, nn
 from torch.nn.functional import conv1d, linear, logsigmoid, normalize, pad, scaled_dot_product_attention, silu
 
 from ..config import check_choice
+from ..deep.mixer import FILTER_NOISE, recalling_heads
 from ..weights import check_size
 from .recurrences import attention
 
 MIXERS = ("attention", "linear_attention", "gated_linear_attention", "delta_net", "window")
+FILTERS = ("random", "recalling")
 TAU = 16.0  # divides log Lambda, so that decays start near 1
 _CHUNK = 16  # tokens whose decays are factored
 
@@ -46,6 +48,8 @@ class DeepBaseline(nn.Module):
     embed       tokens are integers
     pooled      one output per sequence
     both        not causal: half of the heads read the sequence from its end, attention sees all of it
+    filters     how the short convolutions start: "random", Gaussian of variance 1/W; "recalling", as gdssm.deep's: in the
+                last quarter of the heads around one tap, values and queries see the last token, keys the one before it
 
     Raises ConfigError for an unknown mixer, ValueError for sizes out of range or that do not fit together.
     """
@@ -64,9 +68,11 @@ class DeepBaseline(nn.Module):
         embed: bool = True,
         pooled: bool = False,
         both: bool = False,
+        filters: str = "random",
     ) -> None:
         super().__init__()
         check_choice("mixer", mixer, MIXERS)
+        check_choice("filters", filters, FILTERS)
         inner = max(1, 8 * d_model // 3) if d_inner is None else d_inner
         sizes = {"n_inputs": n_inputs, "n_outputs": n_outputs, "d_model": d_model, "n_layers": n_layers, "n_heads": n_heads}
         for name, size in (sizes | {"window": window, "d_inner": inner}).items():
@@ -76,7 +82,7 @@ class DeepBaseline(nn.Module):
         if mixer == "attention" and d_model // n_heads % 2:
             raise ValueError(f"d_model / n_heads must be even for attention, got {d_model // n_heads}")
         self.mixer, self.n_layers, self.n_heads, self.window, self.pooled = mixer, n_layers, n_heads, window, pooled
-        self.d_model = d_model
+        self.d_model, self.filters = d_model, filters
         self.embedding = nn.Embedding(n_inputs, d_model) if embed else nn.Linear(n_inputs, d_model)
         self.blocks = nn.ModuleList([_Block(mixer, d_model, inner, n_heads, window, both) for _ in range(n_layers)])
         self.norm = nn.RMSNorm(d_model)
@@ -94,6 +100,11 @@ class DeepBaseline(nn.Module):
                 weight.zero_()
             elif "filters" in name:
                 weight.normal_(0, self.window**-0.5, generator=generator)
+                if self.filters == "recalling":
+                    by_head = weight.unflatten(1, (3, self.n_heads, -1))[:, :, -recalling_heads(self.n_heads) :]
+                    by_head.mul_(FILTER_NOISE)
+                    for stream, place in ((0, -1), (1, max(self.window - 2, 0)), (2, -1)):
+                        by_head[place, stream] += 1
             else:
                 scale = (2 * self.n_layers) ** -0.5 if name.endswith(("out.weight", "down.weight")) else 1.0
                 weight.normal_(0, 0.02 * scale, generator=generator)

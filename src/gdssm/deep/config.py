@@ -68,7 +68,7 @@ class DeepConfig:
     normalize: str = "keys"
     key_map: bool = False
     decay: str = "head"
-    decay_range: tuple[float, float] = (0.9, 0.999)
+    decay_range: tuple[float, float] = (0.5, 0.999)
     gate: str = "silu"
     readout_norm: bool = True
     bidirectional: bool = False

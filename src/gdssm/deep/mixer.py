@@ -21,6 +21,13 @@ from .norms import rms_norm, unit
 from .padding import reverse_half
 from .state import BlockState
 
+FILTER_NOISE = 0.1  # of a filter of length 1, around the tap that it starts with
+
+
+def recalling_heads(heads: int) -> int:
+    """So many of the heads, the last ones, start with filters that make them recall."""
+    return max(1, heads // 4)
+
 
 class Mixer(nn.Module):
     """x (B, T, d_model), state, lengths -> y (B, T, d_model), BlockState. Options: DeepConfig.
@@ -72,20 +79,24 @@ class Mixer(nn.Module):
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """w_in, w_out Gaussian of variance 1 / (numbers read), w_out divided by 2 n_layers besides, as one of so many branches.
 
-        Filters and w_q Gaussian of variance 1/W, P = 1. Lambda is even in log(-log Lambda) over the heads, between the ends of
-        decay_range; with bidirectional over each direction's. The decays' rows of w_in start at 0.
+        P = 1. Lambda is even in log(-log Lambda) over the heads, from the first to the second end of decay_range; with
+        bidirectional over each direction's. The decays' rows of w_in start at 0. Filters and w_q Gaussian of variance 1/W; in the
+        last quarter of the heads, at least one, which forget slowest, of 0.01/W around one tap: values and queries see the last
+        token, keys the one before it, so that a query finds what followed an equal token.
         """
         config = self.config
         self.w_in.normal_(0, config.d_model**-0.5, generator=generator)
         if self.sizes[2]:
             self.w_in[-self.sizes[2] :].zero_()
         self.w_out.normal_(0, (2 * config.n_layers * self.w_out.shape[1]) ** -0.5, generator=generator)
-        for taps in (self.w_q, self.u, self.v, self.d):
+        before, directions = max(config.window - 2, 0), 2 if config.bidirectional else 1
+        for taps, place in ((self.w_q, (before, -1)), (self.u, (before,)), (self.v, (-1,)), (self.d, (-1,))):
             if taps is not None:
                 taps.normal_(0, config.window**-0.5, generator=generator)
+                recalling = taps.unflatten(0, (directions, -1))[:, -recalling_heads(config.n_heads // directions) :]
+                recalling.mul_(FILTER_NOISE)[(..., *place)] += 1
         if self.key_map is not None:
             self.key_map.copy_(torch.eye(config.head_size).expand_as(self.key_map))
-        directions = 2 if config.bidirectional else 1
         low, high = (math.log(-math.log(x)) for x in config.decay_range)
         log_rate = torch.linspace(low, high, config.n_heads // directions, dtype=torch.float64).repeat(directions)
         if self.log_rate is not None:

@@ -38,7 +38,7 @@ PRESETS = {
     "quick": Preset(shape=_SHAPE, recipe=Recipe(steps=300, batch=32, warmup=30), rates=(1e-2,), points=4),
     "reduced": Preset(
         shape=replace(_SHAPE, width=48),
-        recipe=Recipe(steps=800, batch=32, warmup=50, device="auto"),
+        recipe=Recipe(steps=1200, batch=32, warmup=50, device="auto"),
         rates=(3e-3, 1e-2),
         tuned=1,
         points=5,

@@ -59,6 +59,13 @@ PRESETS = {
         rates=(3e-3,),
         curriculum=Curriculum(2, 6, 100),
     ),
+    "reduced": Preset(
+        shape=Shape(width=48, n_layers=12, n_heads=4, max_tokens=25, embed=False),
+        recipe=Recipe(steps=1500, batch=32, warmup=100, device="auto"),
+        rates=(3e-3,),
+        curriculum=Curriculum(2, 6, 150),
+        identify_steps=15,
+    ),
     "paper": Preset(
         task=_garg(20, 40),
         shape=Shape(width=256, n_layers=12, n_heads=8, max_tokens=81, embed=False),

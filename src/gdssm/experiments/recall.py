@@ -26,7 +26,10 @@ RECALLED = 0.99
 
 @dataclass(frozen=True)
 class Preset(Comparison):
-    """Sizes: settings (tokens, pairs), widths, the vocabulary, held-out sequences."""
+    """Sizes: settings (tokens, pairs), widths, the vocabulary, held-out sequences.
+
+    tokens  of a step, whatever the setting: so many sequences that they are as many; 0: the recipe's batch
+    """
 
     contenders: tuple[str, ...] = ("gdssm", "linear-attention", "delta-net", "gpt2")
     cells: tuple[tuple[int, int], ...] = (SMALL,)
@@ -34,6 +37,7 @@ class Preset(Comparison):
     vocabulary: int = 64
     noise: bool = True
     held: int = 512
+    tokens: int = 0
 
 
 PRESETS = {
@@ -45,11 +49,14 @@ PRESETS = {
         points=8,
     ),
     "reduced": Preset(
+        contenders=("gdssm", "linear-attention", "delta-net", "mamba", "gpt2"),
+        cells=(SMALL, (256, 64)),
         widths=(32, 64),
         vocabulary=256,
         noise=False,
         shape=Shape(n_layers=2, n_heads=2),
-        recipe=Recipe(steps=600, batch=32, warmup=50, device="auto"),
+        recipe=Recipe(steps=600, warmup=50, device="auto"),
+        tokens=2048,
         rates=(3e-3, 1e-2),
         tuned=1,
         points=6,
@@ -70,7 +77,8 @@ PRESETS = {
 
 def part_of(sizes: Preset, cell: tuple[int, int], width: int) -> Preset:
     """The sizes of one setting and width."""
-    return replace(sizes, shape=replace(sizes.shape, width=width, max_tokens=cell[0]))
+    recipe = replace(sizes.recipe, batch=max(1, sizes.tokens // cell[0])) if sizes.tokens else sizes.recipe
+    return replace(sizes, shape=replace(sizes.shape, width=width, max_tokens=cell[0]), recipe=recipe)
 
 
 def parts(sizes: Preset) -> dict[str, tuple[tuple[int, int], int]]:
@@ -111,10 +119,16 @@ def outcome(sizes: Preset, results: Mapping[str, dict[str, Any]]) -> Outcome:
             "settings (tokens, pairs)": ", ".join(map(str, sizes.cells)),
             "widths of GDSSM": ", ".join(map(str, sizes.widths)),
             **settings_of(sizes),
+            **_batches(sizes),
         },
         "blocks": as_records(_blocks(chosen)),
     }
     return Outcome(_claims(sizes, chosen), record, sizes.seeds)
+
+
+def _batches(sizes: Preset) -> dict[str, str]:
+    """What a record says of batches whose size depends on the setting."""
+    return {"steps, sequences in each": f"{sizes.recipe.steps}, as many as make {sizes.tokens:,} tokens"} if sizes.tokens else {}
 
 
 Cells = Mapping[tuple[tuple[int, int], int], Mapping[str, Chosen]]
