@@ -331,7 +331,7 @@ def test_fresh_weights():
         assert not mixer.w_in[-4:].any()
     both = GDSSMForSequenceModeling(vocab_size=65, n_heads=4, bidirectional=True, n_outputs=2, pooling="mean")
     lam = both.model.blocks[0].mixer.log_rate.exp().neg().exp()
-    assert lam.tolist() == pytest.approx([0.9, 0.999, 0.9, 0.999], abs=1e-5)
+    assert lam.tolist() == pytest.approx([0.5, 0.999, 0.5, 0.999], abs=1e-5)
     first, second = (make(seed=3, vocab_size=7).state_dict() for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
     tied = sum(p.numel() for p in GDSSMForSequenceModeling(vocab_size=65).parameters())

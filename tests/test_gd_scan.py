@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gdssm.ops import BACKENDS, ScanState, chunk_steps, gd_scan, linear_scan
+from gdssm.ops import BACKENDS, ScanState, chunk_steps, chunked, gd_scan, linear_scan
 from gdssm.ops.chunk_products import Chunks
 from plain import STRUCTURES, lambda_grid, log_decay_shape, ratio, scan
 
@@ -415,6 +415,58 @@ def test_small_blocks_of_the_chunked_form(structure, stride, monkeypatch):
         monkeypatch.setattr(chunk_steps, "_CHUNKS", 2)
         got = with_gradients(case, structure, stride=stride, backend="chunked", upstream=upstream)
         assert {name: ratio(value, wanted[name]) for name, value in got.items() if ratio(value, wanted[name]) > 1e-12} == {}
+
+
+@pytest.mark.parametrize("tokens", [21, 22, 40])
+@pytest.mark.parametrize("stride", [1, 2, 4])
+@pytest.mark.parametrize("given", ["taps", "queries", "factors"])
+@pytest.mark.parametrize("structure", ["none", "head", "input"])
+def test_chunks_that_are_filled_up_change_nothing(structure, given, stride, tokens, monkeypatch):
+    """Without a state, windows are put before the first ones; some of them see real tokens. Outputs, Z, gradients."""
+    case = draw(structure, tokens=tokens, stride=stride, low=0.3, seed=tokens)
+    k = count(tokens, 3, stride)
+    g = torch.Generator().manual_seed(7)
+    case["u"], case["v"] = torch.randn(2, 2, 3, generator=g, dtype=torch.float64)
+    case["queries"] = torch.randn(2, k, 2, 3, generator=g, dtype=torch.float64)
+    g_out, g_z = (torch.randn(shape, generator=g, dtype=torch.float64) for shape in ((2, k, 2, 3), (2, 2, 3, 3)))
+
+    def found(backend):
+        leaves = {name: t.clone().requires_grad_() for name, t in case.items() if t is not None and name not in ("z", "tail")}
+        gate = (leaves["u"], leaves["v"]) if given == "factors" else leaves["w_q"]
+        if backend == "reference" and given == "factors":
+            gate = leaves["u"][:, :, None] * leaves["v"][:, None]
+        asked = {"d": None, "queries": leaves["queries"]} if given == "queries" else {"d": leaves["d"]}
+        log = leaves.get("log_decay")
+        out, state = gd_scan(leaves["tokens"], gate, log, **asked, stride=stride, backend=backend, structure=structure)
+        gradients = torch.autograd.grad((out * g_out).sum() + (state.z * g_z).sum(), list(leaves.values()), allow_unused=True)
+        return {"out": out, "z": state.z} | {name: x for name, x in zip(leaves, gradients, strict=True) if x is not None}
+
+    wanted = found("reference")
+    monkeypatch.setattr(chunk_steps, "CHUNK", 8)
+    filled = []
+    monkeypatch.setattr(chunked, "missing", lambda *sizes: filled.append(chunk_steps.missing(*sizes)) or filled[-1])
+    got = found("chunked")
+    assert {name: ratio(value, wanted[name]) for name, value in got.items() if ratio(value, wanted[name]) > 1e-12} == {}
+    c = 4 if structure == "input" or given != "factors" else 8
+    assert filled == [-k % c if k > c else 0]
+
+
+@pytest.mark.parametrize("ndim", [0, 1, 3])
+def test_linear_scan_without_a_state_is_the_one_from_zero(ndim, monkeypatch):
+    """Chunks that are filled up against chunks that are not."""
+    g = torch.Generator().manual_seed(8)
+    keys, values, queries = (torch.randn(2, 21, 3, n, generator=g, dtype=torch.float64).requires_grad_() for n in (4, 5, 4))
+    log = None if ndim == 0 else -torch.rand((3,) if ndim == 1 else (2, 21, 3), generator=g, dtype=torch.float64)
+    leaves = [keys, values, queries] + ([] if log is None else [log.requires_grad_()])
+    g_out, g_z = (torch.randn(shape, generator=g, dtype=torch.float64) for shape in ((2, 21, 3, 5), (2, 3, 4, 5)))
+    monkeypatch.setattr(chunk_steps, "CHUNK", 8)
+
+    def found(z):
+        out, last = linear_scan(keys, values, queries, log, z=z)
+        return [out, last, *torch.autograd.grad((out * g_out).sum() + (last * g_z).sum(), leaves)]
+
+    for one, other in zip(found(None), found(torch.zeros(2, 3, 4, 5, dtype=torch.float64)), strict=True):
+        assert ratio(one, other) <= 1e-12
 
 
 def test_queries_of_one_head_are_not_changed():

@@ -33,8 +33,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from . import chunk_steps
-from .chunk_steps import Decays, Step, decays_of, steps_of
+from .chunk_steps import Decays, Step, chunk_of, decays_of, steps_of
 
 
 class Rows(NamedTuple):
@@ -86,7 +85,7 @@ class Chunks:
 
     def steps(self, batch: int) -> list[Step]:
         """The steps of so many sequences."""
-        c = chunk_steps.CHUNK if self.source.slots == 1 and self.logs.ndim == 1 else chunk_steps.CHUNK // 2
+        c = chunk_of(self.source.slots, self.logs)
         return steps_of(len(self.logs), batch, self.count, max(self.features, self.values), c)
 
     def decays(self, step: Step) -> Decays:

@@ -17,7 +17,21 @@ from torch.nn.functional import pad
 
 CHUNK = 64  # windows of a chunk; half as many where c x c tensors cost more than matrix products
 _STEP = 1 << 18  # numbers in the windows of a step, about
+_PADDED = 1 << 20  # numbers in all windows up to which a chunk is filled up, because a step costs more than copies
 _CHUNKS = 8  # chunks of a step, if there are as many: few, and states in float64 cost more than the tokens
+
+
+def chunk_of(slots: int, logs: Tensor) -> int:
+    """Windows of a chunk."""
+    return CHUNK if slots == 1 and logs.ndim == 1 else CHUNK // 2
+
+
+def missing(count: int, c: int, per_window: int) -> int:
+    """Windows to put before `count` others, of so many numbers each, so that chunks of c are full; 0 where it does not pay.
+
+    Z must be 0 before them, and their keys: then they change nothing, whatever Lambda is.
+    """
+    return -count % c if c < count and count * per_window <= _PADDED else 0
 
 
 class Step(NamedTuple):

@@ -6,8 +6,10 @@ which is what decoding one token after another asks for, by the definition.
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from . import row_chunks
+from .chunk_steps import chunk_of, missing
 from .decay import Decay
 from .token_chunks import TokenChunks
 from .windows import Gate, Windows, as_queries, unrecorded
@@ -34,10 +36,17 @@ def scan(windows: Windows, w_q: Gate, decay: Decay, queries: Tensor, z: Tensor) 
     else:
         keys, values = w_q.transpose(1, 2), torch.eye(windows.width, dtype=dtype, device=z.device).expand_as(w_q)
     asked, d = (None, queries) if queries.ndim == 2 else (queries, queries.new_zeros(heads, windows.width))
-    place = (windows.start, windows.count, windows.stride)
     taps = torch.cat([keys, d[:, None], values], 1)  # (H, 2 s + 1, W)
-    out: tuple[Tensor, Tensor] = TokenChunks.apply(*unrecorded(windows.stream, asked, taps, logs, z, valid), place)
-    return out
+    stream, lead = windows.stream, 0
+    if windows.earlier is None and valid is None:  # Z is 0 before the first window
+        lead = missing(windows.count, chunk_of(keys.shape[1], logs), stream[:, 0].numel())
+    if lead:
+        stream = pad(stream, (0, 0, 0, 0, lead * windows.stride, 0))
+        asked = None if asked is None else pad(asked, (0, 0, 0, 0, lead, 0))
+        logs = logs if logs.ndim == 1 else pad(logs, (lead, 0))
+    place = (windows.start, lead + windows.count, windows.stride, lead)
+    out, last = TokenChunks.apply(*unrecorded(stream, asked, taps, logs, z, valid), place)
+    return out[:, lead:], last
 
 
 def _one_window(windows: Windows, w_q: Gate, decay: Decay, queries: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:

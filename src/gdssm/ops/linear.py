@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import pad
 
 from . import decay
 from .chunk_products import Chunks, Rooms, Rows
-from .chunk_steps import Step
+from .chunk_steps import Step, chunk_of, missing
 from .windows import carry_dtype, check_lengths, compute_dtype, full_precision, unrecorded
 
 
@@ -44,7 +45,7 @@ def linear_scan(
     Raises ValueError for shapes that do not fit, a positive log_decay (looked for on the CPU only) and lengths out of range.
     """
     batch, tokens, heads, features = _check(keys, values, queries, log_decay, z)
-    carried = carry_dtype(keys.device)
+    carried, fresh = carry_dtype(keys.device), z is None
     if z is None:
         z = torch.zeros(batch, heads, features, values.shape[3], dtype=carried, device=keys.device)
     if tokens == 0:
@@ -62,8 +63,12 @@ def linear_scan(
         log = torch.zeros(heads, dtype=carried, device=keys.device)
     elif log.ndim == 3:
         log = log.permute(2, 0, 1)  # (H, B, T)
-    found: tuple[Tensor, Tensor] = LinearScan.apply(*unrecorded(keys, values, queries, log, z.to(carried)))
-    return found
+    lead = missing(tokens, chunk_of(1, log), batch * heads * features) if fresh else 0
+    if lead:
+        keys, values, queries = (pad(x, (0, 0, 0, 0, lead, 0)) for x in (keys, values, queries))
+        log = log if log.ndim == 1 else pad(log, (lead, 0))
+    out, last = LinearScan.apply(*unrecorded(keys, values, queries, log, z.to(carried)))
+    return out[:, lead:], last
 
 
 def _one_token(keys: Tensor, values: Tensor, queries: Tensor, log: Tensor | None, z: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,18 +19,20 @@ from torch.autograd.function import once_differentiable
 from .chunk_products import Chunks, Rooms, Rows
 from .chunk_steps import Step
 
+Place = tuple[int, int, int, int]
+"""Of a Stream's windows."""
+
 
 class Stream:
     """Rows from a stream (B, S, H, D) by taps (H, F, W); queries (B, K, H, D) if given are used as they are.
 
-    valid (B, K): where a sequence has no window its rows are zero. place: index of the first window's first token, K, R.
+    valid (B, K): where a sequence has no window its rows are zero. place: index of the first window's first token, K, R, and
+    the number of first windows whose rows are zero in all sequences, which lie in one chunk.
     """
 
-    def __init__(
-        self, stream: Tensor, queries: Tensor | None, taps: Tensor, valid: Tensor | None, place: tuple[int, int, int]
-    ) -> None:
+    def __init__(self, stream: Tensor, queries: Tensor | None, taps: Tensor, valid: Tensor | None, place: Place) -> None:
         self.stream, self.queries, self.taps, self.valid = stream, queries, taps, valid
-        self.start, self.count, self.stride = place
+        self.start, self.count, self.stride, self.lead = place
         self.slots, self.width = taps.shape[1] // 2, taps.shape[2]
         self.spread: dict[tuple[int, ...], Tensor] = {}
         self.room = Rooms(taps.dtype, taps.device)
@@ -68,13 +70,17 @@ class Stream:
         rows = Rows(flat[:, : s * c], flat[:, s * c : (s + 1) * c], flat[:, (s + 1) * c :])
         if self.queries is not None:
             rows.q.unflatten(0, step.sizes[:3]).copy_(step.windows(self.queries))
-        if self.valid is not None:
-            found.view(heads, batch * n, 2 * s + 1, c, -1).mul_(self._mask(step, self.valid))
+        self._clear(step, found)
         return rows
 
-    def _mask(self, step: Step, valid: Tensor) -> Tensor:
-        """(B n, 1, c, 1)."""
-        return valid[step.batch, step.first : step.stop].reshape(-1, 1, step.c, 1)
+    def _clear(self, step: Step, rows: Tensor) -> None:
+        """Rows (N, F, c D), or their gradients, become zero where there is no window."""
+        heads, batch, n, c = step.sizes
+        if self.lead and step.first == 0:
+            rows.view(heads, batch, n, rows.shape[1], c, -1)[:, :, 0, :, : self.lead] = 0
+        if self.valid is not None:
+            mask = self.valid[step.batch, step.first : step.stop].reshape(-1, 1, c, 1)
+            rows.view(heads, batch * n, rows.shape[1], c, -1).mul_(mask)
 
     def differentiate(self, needed: tuple[bool, bool, bool]) -> None:
         """Make room for the gradients of stream, queries and taps that are needed."""
@@ -99,8 +105,7 @@ class Stream:
             joined = grads.k.as_strided((chunks, 3, size), (size, chunks * size, 1))
         else:
             joined = torch.cat([x.view(chunks, -1, c * x.shape[2]) for x in grads], 1)  # (N, F, c D)
-        if self.valid is not None:
-            joined.view(heads, batch * n, -1, c, self.stream.shape[3]).mul_(self._mask(step, self.valid))
+        self._clear(step, joined)
         shape = (heads, batch, n, self.width, c, self.stream.shape[3])
         x = self.room("tokens", *shape).view(chunks, self.width, -1)
         if self.d_queries is not None:
@@ -152,7 +157,7 @@ class TokenChunks(torch.autograd.Function):
         logs: Tensor,
         z: Tensor,
         valid: Tensor | None,
-        place: tuple[int, int, int],
+        place: Place,
     ) -> tuple[Tensor, Tensor]:
         """See the class."""
         kept: list[Tensor] | None = [] if any(ctx.needs_input_grad) else None
