@@ -331,6 +331,8 @@ def test_fresh_weights():
         assert not mixer.w_in[-4:].any()
     both = GDSSMForSequenceModeling(vocab_size=65, n_heads=4, bidirectional=True, n_outputs=2, pooling="mean")
     lam = both.model.blocks[0].mixer.log_rate.exp().neg().exp()
+    one = GDSSMForSequenceModeling(vocab_size=65, n_heads=1).model.blocks[0].mixer
+    assert one.log_rate.exp().neg().exp().tolist() == pytest.approx([0.999], abs=1e-5)
     assert lam.tolist() == pytest.approx([0.5, 0.999, 0.5, 0.999], abs=1e-5)
     first, second = (make(seed=3, vocab_size=7).state_dict() for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -484,10 +486,13 @@ def test_linear_scan_refuses(change, message):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("form", ["shared", "separate"])
-def test_the_last_head_of_fresh_weights_recalls_what_followed_an_equal_token(form):
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"form": "separate"}, {"taps": "channel", "window": 7}, {"input_gate": "full", "normalize": "stream"}],
+)
+def test_the_last_head_of_fresh_weights_recalls_what_followed_an_equal_token(options):
     """Keys and values of 8 pairs that were never trained on; the others, with random filters, do not."""
-    config = DeepConfig(d_input=64, n_outputs=1, d_model=512, n_heads=4, gate="none", readout_norm=False, form=form)
+    config = DeepConfig(d_input=64, n_outputs=1, d_model=512, n_heads=4, gate="none", readout_norm=False, **options)
     mixer = Mixer(config, dtype=DOUBLE)
     mixer.reset_parameters(torch.Generator().manual_seed(0))
     for weight in (mixer.w_in, mixer.w_out):

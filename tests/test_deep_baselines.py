@@ -202,3 +202,16 @@ def test_logits_of_the_tokens_read_have_the_embeddings_matrix():
     after = tied(tokens(1))
     assert not bool(after[..., 3].any())
     assert bool(before[..., 3].any())
+
+
+@pytest.mark.parametrize(
+    ("both", "n_heads", "recalling"), [(False, 4, [3]), (True, 4, [1, 3]), (True, 2, [0, 1]), (False, 8, [6, 7])]
+)
+def test_filters_that_start_recalling(both, n_heads, recalling):
+    """In the last quarter of each direction's heads keys see the token before the last, values and queries the last."""
+    model = DeepBaseline("linear_attention", 11, 5, d_model=64, n_layers=1, n_heads=n_heads, both=both, filters="recalling")
+    taps = model.blocks[0].mix.filters.detach().unflatten(1, (3, n_heads, -1)).mean(3)  # (W, 3, H): a head has 8 features or more
+    ideal = torch.zeros(4, 3)
+    ideal[[-1, -2, -1], range(3)] = 1
+    near = [head for head in range(n_heads) if (taps[:, :, head] - ideal).abs().max() < 0.15]
+    assert near == recalling

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gdssm.ops import BACKENDS, ScanState, chunk_steps, chunked, gd_scan, linear_scan
+from gdssm.ops import BACKENDS, ScanState, chunk_steps, chunked, gd_scan, linear, linear_scan
 from gdssm.ops.chunk_products import Chunks
 from plain import STRUCTURES, lambda_grid, log_decay_shape, ratio, scan
 
@@ -444,7 +444,9 @@ def test_chunks_that_are_filled_up_change_nothing(structure, given, stride, toke
     wanted = found("reference")
     monkeypatch.setattr(chunk_steps, "CHUNK", 8)
     filled = []
-    monkeypatch.setattr(chunked, "missing", lambda *sizes: filled.append(chunk_steps.missing(*sizes)) or filled[-1])
+    monkeypatch.setattr(chunked, "filling", lambda *sizes: filled.append(chunk_steps.filling(*sizes)) or filled[-1])
+    monkeypatch.setattr(chunk_steps, "_STEP", 60)
+    monkeypatch.setattr(chunk_steps, "_CHUNKS", 2)
     got = found("chunked")
     assert {name: ratio(value, wanted[name]) for name, value in got.items() if ratio(value, wanted[name]) > 1e-12} == {}
     c = 4 if structure == "input" or given != "factors" else 8
@@ -460,6 +462,8 @@ def test_linear_scan_without_a_state_is_the_one_from_zero(ndim, monkeypatch):
     leaves = [keys, values, queries] + ([] if log is None else [log.requires_grad_()])
     g_out, g_z = (torch.randn(shape, generator=g, dtype=torch.float64) for shape in ((2, 21, 3, 5), (2, 3, 4, 5)))
     monkeypatch.setattr(chunk_steps, "CHUNK", 8)
+    filled = []
+    monkeypatch.setattr(linear, "filling", lambda *sizes: filled.append(chunk_steps.filling(*sizes)) or filled[-1])
 
     def found(z):
         out, last = linear_scan(keys, values, queries, log, z=z)
@@ -467,6 +471,7 @@ def test_linear_scan_without_a_state_is_the_one_from_zero(ndim, monkeypatch):
 
     for one, other in zip(found(None), found(torch.zeros(2, 3, 4, 5, dtype=torch.float64)), strict=True):
         assert ratio(one, other) <= 1e-12
+    assert filled == [3]
 
 
 def test_queries_of_one_head_are_not_changed():

@@ -115,10 +115,10 @@ def test_a_gradient_that_overflows_is_named_though_the_loss_is_finite(monkeypatc
     linearised = Ensemble.linearised
 
     def overflowing(self: Ensemble, tokens: torch.Tensor) -> tuple[torch.Tensor, Callable[[torch.Tensor], None]]:
-        prediction, pull_back = linearised(self, tokens)
+        prediction, pullback = linearised(self, tokens)
 
         def overflow(grad: torch.Tensor) -> None:
-            pull_back(grad)
+            pullback(grad)
             self.gradient[0, self.columns["layer.d"].start + 1] = float("inf")
 
         return prediction, overflow
@@ -202,9 +202,9 @@ def test_gradients_of_a_step_are_those_of_autograd_through_the_reference(decay: 
     assert context.y_query is not None
     tokens, target = interleave(context.x, context.y, context.x_query).double(), context.y_query[:, 0].double()
     found = Ensemble(modules)
-    prediction, pull_back = found.linearised(tokens)
+    prediction, pullback = found.linearised(tokens)
     assert not prediction.requires_grad
-    pull_back((prediction - target) / target.numel())
+    pullback((prediction - target) / target.numel())
     assert (found.template.last_stacked_and_pullback(found.parameters, tokens) is not None) == written_out
     for copy, module in enumerate(modules):
         module.layer.backend = "reference"

@@ -9,14 +9,17 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-StackedPullback = tuple[Tensor, Callable[[Tensor], dict[str, Tensor]]]
-"""Predictions of all copies, and the function from the gradient there to that of every parameter, by name."""
+Linearised = tuple[Tensor, Callable[[Tensor], dict[str, Tensor]]]
+"""Predictions of all copies, and the function from the gradient there to that of every parameter, by name.
+
+The function reads the parameters: it is called before they change.
+"""
 
 
 class Ensemble:
     """S copies of a module with the same shapes.
 
-    flat (S, P)    every parameter of every copy      gradient (S, P)    what `differentiate` found
+    flat (S, P)    every parameter of every copy      gradient (S, P)    what was found last
     parameters     name -> (S, ...) tensors that share flat's memory
     columns        name -> which columns of flat the parameter has
 
@@ -52,11 +55,11 @@ class Ensemble:
         return vmap(lambda p: functional_call(self.template, p, (tokens,)))(self.parameters)
 
     def linearised(self, tokens: Tensor) -> tuple[Tensor, Callable[[Tensor], None]]:
-        """Predictions as from a call, without a graph, and the function that takes the gradient there into `gradient`.
+        """Predictions as from a call, without a graph, and the function that takes the gradient there into `gradient`, once.
 
         A module with `last_stacked_and_pullback(parameters, tokens)` may have its gradients written out; others use autograd.
         """
-        written_out: Callable[..., StackedPullback | None] | None = getattr(self.template, "last_stacked_and_pullback", None)
+        written_out: Callable[..., Linearised | None] | None = getattr(self.template, "last_stacked_and_pullback", None)
         found = None if written_out is None else written_out(self.parameters, tokens)
         if found is None:
             prediction = self(tokens)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from . import ops
-from .ensemble import StackedPullback
+from .ensemble import Linearised
 from .ops import ScanState
 from .state import State, divisor
 from .weights import DecayParameter, as_shape, check_size
@@ -189,7 +189,7 @@ class GDSSM(nn.Module):
         self._check(tokens, None)
         return self._last({name: p.flatten(0, 1) for name, p in parameters.items()}, tokens, None, None).transpose(0, 1)
 
-    def last_stacked_and_pullback(self, parameters: Mapping[str, Tensor], tokens: Tensor) -> StackedPullback | None:
+    def last_stacked_and_pullback(self, parameters: Mapping[str, Tensor], tokens: Tensor) -> Linearised | None:
         """last_stacked, and the function from its gradient to the parameters' by name; None where autograd has to find them."""
         self._check(tokens, None)
         one_dtype = all(p.dtype == tokens.dtype in (torch.float32, torch.float64) for p in parameters.values())

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from . import ops
-from .ensemble import StackedPullback
+from .ensemble import Linearised
 from .layers import GDSSM
 from .ops import ScanState
 from .readouts import MinibatchReadout, PairReadout
@@ -59,7 +59,7 @@ class InContextModel(nn.Module):
             return torch.stack([functional_call(self, copy, (tokens,)) for copy in copies])
         return self.layer.last_stacked(_inner(parameters), tokens)[..., : self.d_y]
 
-    def last_stacked_and_pullback(self, parameters: Mapping[str, Tensor], tokens: Tensor) -> StackedPullback | None:
+    def last_stacked_and_pullback(self, parameters: Mapping[str, Tensor], tokens: Tensor) -> Linearised | None:
         """last_stacked, and the function from its gradient to the parameters' by name; None where autograd has to find them."""
         found = self.layer.last_stacked_and_pullback(_inner(parameters), tokens) if isinstance(self.layer, GDSSM) else None
         if found is None:

@@ -186,11 +186,11 @@ def training_step(
     Raises NonFiniteError that names step, tensor and seed, before anything is updated.
     """
     ensemble = optimizer.ensemble
-    prediction, pull_back = ensemble.linearised(tokens)  # (S, B, d_y)
+    prediction, pullback = ensemble.linearised(tokens)  # (S, B, d_y)
     errors = prediction - target
     if not math.isfinite(torch.linalg.vector_norm(errors).item()):
         raise NonFiniteError(f"step {step}: {_first_bad(ensemble, tokens, target, prediction, seeds)}")
-    pull_back(errors.div_(target.numel()))  # the gradient of summed_loss
+    pullback(errors.div_(target.numel()))  # the gradient of summed_loss
     norms = torch.linalg.vector_norm(ensemble.gradient, dim=1)
     longest = norms.max().item()  # NaN where one is
     if not math.isfinite(longest):

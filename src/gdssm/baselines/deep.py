@@ -49,7 +49,7 @@ class DeepBaseline(nn.Module):
     pooled      one output per sequence
     both        not causal: half of the heads read the sequence from its end, attention sees all of it
     filters     how the short convolutions start: "random", Gaussian of variance 1/W; "recalling", as gdssm.deep's: in the
-                last quarter of the heads around one tap, values and queries see the last token, keys the one before it
+                last quarter of each direction's heads around one tap, values and queries see the last token, keys the one before it
 
     Raises ConfigError for an unknown mixer, ValueError for sizes out of range or that do not fit together.
     """
@@ -82,7 +82,7 @@ class DeepBaseline(nn.Module):
         if mixer == "attention" and d_model // n_heads % 2:
             raise ValueError(f"d_model / n_heads must be even for attention, got {d_model // n_heads}")
         self.mixer, self.n_layers, self.n_heads, self.window, self.pooled = mixer, n_layers, n_heads, window, pooled
-        self.d_model, self.filters = d_model, filters
+        self.d_model, self.filters, self.both = d_model, filters, both
         self.embedding = nn.Embedding(n_inputs, d_model) if embed else nn.Linear(n_inputs, d_model)
         self.blocks = nn.ModuleList([_Block(mixer, d_model, inner, n_heads, window, both) for _ in range(n_layers)])
         self.norm = nn.RMSNorm(d_model)
@@ -101,10 +101,12 @@ class DeepBaseline(nn.Module):
             elif "filters" in name:
                 weight.normal_(0, self.window**-0.5, generator=generator)
                 if self.filters == "recalling":
-                    by_head = weight.unflatten(1, (3, self.n_heads, -1))[:, :, -recalling_heads(self.n_heads) :]
-                    by_head.mul_(FILTER_NOISE)
+                    directions = 2 if self.both else 1
+                    by_head = weight.unflatten(1, (3, directions, self.n_heads // directions, -1))
+                    recalling = by_head[:, :, :, -recalling_heads(self.n_heads // directions) :]
+                    recalling.mul_(FILTER_NOISE)
                     for stream, place in ((0, -1), (1, max(self.window - 2, 0)), (2, -1)):
-                        by_head[place, stream] += 1
+                        recalling[place, stream] += 1
             else:
                 scale = (2 * self.n_layers) ** -0.5 if name.endswith(("out.weight", "down.weight")) else 1.0
                 weight.normal_(0, 0.02 * scale, generator=generator)

@@ -40,7 +40,8 @@ class DeepConfig:
     normalize      "keys": keys and queries have length 1; "stream": every token of a head's stream has; "none"
     key_map        learn P, a D x D matrix per head on the queries
     decay          "head": one Lambda per head; "input": one per head and token, from the token; "none": Lambda = 1
-    decay_range    smallest and largest Lambda of a fresh model; heads are spread between them, even in log(-log Lambda)
+    decay_range    smallest and largest Lambda of a fresh model; heads are spread between them, even in log(-log Lambda), and a
+                   single one gets the largest
     gate           what the readout is multiplied with: "silu" or "sigmoid" of a projection; "none"
     readout_norm   norm every head's readout before the gate
     bidirectional  half of the heads read the sequence from its end; no streaming then

@@ -79,10 +79,10 @@ class Mixer(nn.Module):
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """w_in, w_out Gaussian of variance 1 / (numbers read), w_out divided by 2 n_layers besides, as one of so many branches.
 
-        P = 1. Lambda is even in log(-log Lambda) over the heads, from the first to the second end of decay_range; with
-        bidirectional over each direction's. The decays' rows of w_in start at 0. Filters and w_q Gaussian of variance 1/W; in the
-        last quarter of the heads, at least one, which forget slowest, of 0.01/W around one tap: values and queries see the last
-        token, keys the one before it, so that a query finds what followed an equal token.
+        P = 1. Lambda is even in log(-log Lambda) over the heads, from the first to the second end of decay_range, a single one at
+        the second; with bidirectional over each direction's. The decays' rows of w_in start at 0. Filters and w_q Gaussian of
+        variance 1/W; in the last quarter of the heads, at least one, which forget slowest, of 0.01/W around one tap: values and
+        queries see the last token, keys the one before it, so that a query finds what followed an equal token.
         """
         config = self.config
         self.w_in.normal_(0, config.d_model**-0.5, generator=generator)
@@ -98,7 +98,8 @@ class Mixer(nn.Module):
         if self.key_map is not None:
             self.key_map.copy_(torch.eye(config.head_size).expand_as(self.key_map))
         low, high = (math.log(-math.log(x)) for x in config.decay_range)
-        log_rate = torch.linspace(low, high, config.n_heads // directions, dtype=torch.float64).repeat(directions)
+        slowest_first = torch.linspace(high, low, config.n_heads // directions, dtype=torch.float64)
+        log_rate = slowest_first.flip(0).repeat(directions)
         if self.log_rate is not None:
             self.log_rate.copy_(log_rate)
         if self.decay_bias is not None:
@@ -119,7 +120,7 @@ class Mixer(nn.Module):
         if config.bidirectional:
             streams, decay = reverse_half(streams, 3, lengths), reverse_half(decay, 2, lengths) if self.sizes[2] else decay
         before = self.init_state(len(x)) if state is None else state
-        read, after = self._mix(streams, self._log_decay(decay), before, lengths)
+        read, after = self._mix(streams, self._log_decay(decay), before, state is None, lengths)
         read = read.to(x.dtype)
         if config.bidirectional:
             read = reverse_half(read, 2, lengths)
@@ -139,9 +140,9 @@ class Mixer(nn.Module):
 
     @ops.full_precision
     def _mix(
-        self, streams: Tensor, log_decay: Tensor | None, before: BlockState, lengths: Tensor | None
+        self, streams: Tensor, log_decay: Tensor | None, before: BlockState, fresh: bool, lengths: Tensor | None
     ) -> tuple[Tensor, BlockState]:
-        """streams (B, T, S, H, D) -> Z^T q (B, T, H, D), and the state."""
+        """streams (B, T, S, H, D) -> Z^T q (B, T, H, D), and the state. fresh: before is that of no tokens."""
         config = self.config
         streams = streams.to(ops.compute_dtype(streams, self.d))
         if config.normalize == "stream":
@@ -162,7 +163,7 @@ class Mixer(nn.Module):
         if config.normalize == "keys":
             keys, queries = unit(keys, config.norm_eps), unit(queries, config.norm_eps)
         keys, values, queries = (x.transpose(1, 2) for x in (keys, values, queries))  # (B, T, H, D)
-        out, z = ops.linear_scan(keys, values, queries, log_decay, z=before.z, lengths=lengths)
+        out, z = ops.linear_scan(keys, values, queries, log_decay, z=None if fresh else before.z, lengths=lengths)
         return out, BlockState(z, _tail(whole.permute(0, 3, 1, 2, 4), config.window - 1, lengths))
 
     def _windows(

@@ -118,17 +118,11 @@ def outcome(sizes: Preset, results: Mapping[str, dict[str, Any]]) -> Outcome:
             + (", random tokens between" if sizes.noise else ""),
             "settings (tokens, pairs)": ", ".join(map(str, sizes.cells)),
             "widths of GDSSM": ", ".join(map(str, sizes.widths)),
-            **settings_of(sizes),
-            **_batches(sizes),
+            **settings_of(sizes, sequences=f"as many as make {sizes.tokens:,} tokens" if sizes.tokens else ""),
         },
         "blocks": as_records(_blocks(chosen)),
     }
     return Outcome(_claims(sizes, chosen), record, sizes.seeds)
-
-
-def _batches(sizes: Preset) -> dict[str, str]:
-    """What a record says of batches whose size depends on the setting."""
-    return {"steps, sequences in each": f"{sizes.recipe.steps}, as many as make {sizes.tokens:,} tokens"} if sizes.tokens else {}
 
 
 Cells = Mapping[tuple[tuple[int, int], int], Mapping[str, Chosen]]

@@ -1,7 +1,7 @@
 """The models that experiments on sequences compare, each at the size where it has as many parameters as the first.
 
 Blocks of our own have the same width and a gated network as wide as makes parameters equal; GPT-2 and Mamba, whose networks
-are a part of them, get the width that does. Linear attention, its gated form and DeltaNet start with their filters as ours do.
+are a part of them, get the width that does. Models with filters start them as ours do.
 
 Ours, the same with parts changed, and others': gdssm.deep, gdssm.baselines.deep, gdssm.hf_sequences.
 """

@@ -240,8 +240,8 @@ def dots(
     return Dots(title, x_label, rows, f"Every dot is a {unit} at the model's best learning rate; the mark is the median.")
 
 
-def settings_of(sizes: Comparison, unit: str = "seed") -> dict[str, Any]:
-    """The settings that all comparisons have, for a record; unit is what rates are tried with."""
+def settings_of(sizes: Comparison, unit: str = "seed", sequences: str = "") -> dict[str, Any]:
+    """The settings that all comparisons have, for a record; unit is what rates are tried with, sequences those of a step."""
     recipe, shape, some = sizes.recipe, sizes.shape, len(sizes.tuning)
     tried = ""
     if len(sizes.rates) > 1:
@@ -254,7 +254,7 @@ def settings_of(sizes: Comparison, unit: str = "seed") -> dict[str, Any]:
         "optimiser": f"AdamW, warm-up {recipe.warmup}, cosine to 0, weight decay {recipe.weight_decay:g} on matrices",
         "learning rates": ", ".join(f"{rate:g}" for rate in sizes.rates) + tried,
         "gradient clipping": recipe.clip,
-        "steps, sequences in each": f"{recipe.steps}, {recipe.batch}",
+        "steps, sequences in each": f"{recipe.steps}, {sequences or recipe.batch}",
         "seeds": len(sizes.seeds),
         "data": "the same batches in the same order for every model",
     }

@@ -1,8 +1,8 @@
 """How a scan in chunks is cut: steps that fit a cache, and the decays inside a step.
 
 A chunk is c windows. A step is n chunks of some heads and sequences. Steps go through the windows from the first to the
-last; what does not fill a chunk is the last step. Inside a step t_k is the sum of log Lambda from a chunk's start to window k.
-Every exponent formed is <= 0, so nothing overflows however small Lambda is.
+last; what does not fill a chunk is the last step, unless the first chunk is filled up (`filling`). Inside a step t_k is the
+sum of log Lambda from a chunk's start to window k. Every exponent formed is <= 0, so nothing overflows however small Lambda is.
 
 Axes: B batch, K windows, H heads, n chunks of a step, N = H B n, c windows of a chunk, X = 1 where all chunks have the same
 decays, else B n.
@@ -26,7 +26,7 @@ def chunk_of(slots: int, logs: Tensor) -> int:
     return CHUNK if slots == 1 and logs.ndim == 1 else CHUNK // 2
 
 
-def missing(count: int, c: int, per_window: int) -> int:
+def filling(count: int, c: int, per_window: int) -> int:
     """Windows to put before `count` others, of so many numbers each, so that chunks of c are full; 0 where it does not pay.
 
     Z must be 0 before them, and their keys: then they change nothing, whatever Lambda is.

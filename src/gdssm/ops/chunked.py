@@ -9,14 +9,17 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from . import row_chunks
-from .chunk_steps import chunk_of, missing
+from .chunk_steps import chunk_of, filling
 from .decay import Decay
 from .token_chunks import TokenChunks
 from .windows import Gate, Windows, as_queries, unrecorded
 
 
 def scan(windows: Windows, w_q: Gate, decay: Decay, queries: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    """queries (B, K, H, D) or taps (H, W), z (B, H, D, D) -> out (B, K, H, D), last z in its own dtype."""
+    """queries (B, K, H, D) or taps (H, W), z (B, H, D, D) -> out (B, K, H, D), last z in its own dtype.
+
+    z is 0 where nothing was seen before (windows.earlier is None).
+    """
     dtype = queries.dtype
     if windows.count == 0:
         return windows.stream.new_zeros(len(z), 0, *z.shape[1:3], dtype=dtype), z
@@ -39,7 +42,7 @@ def scan(windows: Windows, w_q: Gate, decay: Decay, queries: Tensor, z: Tensor) 
     taps = torch.cat([keys, d[:, None], values], 1)  # (H, 2 s + 1, W)
     stream, lead = windows.stream, 0
     if windows.earlier is None and valid is None:  # Z is 0 before the first window
-        lead = missing(windows.count, chunk_of(keys.shape[1], logs), stream[:, 0].numel())
+        lead = filling(windows.count, chunk_of(keys.shape[1], logs), windows.stride * stream[:, 0].numel())
     if lead:
         stream = pad(stream, (0, 0, 0, 0, lead * windows.stride, 0))
         asked = None if asked is None else pad(asked, (0, 0, 0, 0, lead, 0))

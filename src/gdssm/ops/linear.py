@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 
 from . import decay
 from .chunk_products import Chunks, Rooms, Rows
-from .chunk_steps import Step, chunk_of, missing
+from .chunk_steps import Step, chunk_of, filling
 from .windows import carry_dtype, check_lengths, compute_dtype, full_precision, unrecorded
 
 
@@ -63,7 +63,7 @@ def linear_scan(
         log = torch.zeros(heads, dtype=carried, device=keys.device)
     elif log.ndim == 3:
         log = log.permute(2, 0, 1)  # (H, B, T)
-    lead = missing(tokens, chunk_of(1, log), batch * heads * features) if fresh else 0
+    lead = filling(tokens, chunk_of(1, log), batch * heads * features) if fresh else 0
     if lead:
         keys, values, queries = (pad(x, (0, 0, 0, 0, lead, 0)) for x in (keys, values, queries))
         log = log if log.ndim == 1 else pad(log, (lead, 0))

@@ -20,14 +20,13 @@ from .chunk_products import Chunks, Rooms, Rows
 from .chunk_steps import Step
 
 Place = tuple[int, int, int, int]
-"""Of a Stream's windows."""
+"""Index of the first window's first token, K, R, and the number of first windows that are there to fill a chunk."""
 
 
 class Stream:
     """Rows from a stream (B, S, H, D) by taps (H, F, W); queries (B, K, H, D) if given are used as they are.
 
-    valid (B, K): where a sequence has no window its rows are zero. place: index of the first window's first token, K, R, and
-    the number of first windows whose rows are zero in all sequences, which lie in one chunk.
+    valid (B, K): where a sequence has no window its rows are zero; so are those of windows that fill a chunk.
     """
 
     def __init__(self, stream: Tensor, queries: Tensor | None, taps: Tensor, valid: Tensor | None, place: Place) -> None:
