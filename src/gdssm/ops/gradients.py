@@ -176,42 +176,51 @@ class FullCore:
     """Decay full: out_j = sum_{k,b} v_{k,b,j} sum_i q_i key_{k,b,i} Lambda[i, j]^{age_k}, age_k = K-1-k.
 
     The power of each age is one D x D matrix for the whole batch, so the sum over i is a matrix product. Runs over
-    windows in pieces and keeps only its inputs; the backward pass forms keys and powers again.
+    windows in pieces; the backward pass forms keys and powers again, unless there is one piece, which is kept.
     """
 
     @staticmethod
-    def forward(s: Tensor, q: Tensor, w_q: Tensor, log: Tensor) -> Tensor:
-        """Windows s (K, W, B, D), q (G, B, D), w_q (G, W, W), log (G, D, D) -> (G, B, D)."""
-        out = torch.zeros_like(q)
-        for piece in _pieces(s, len(w_q)):
-            _, _, left, power = _left_and_power(s, q, w_q, log, piece)
+    def forward(s: Tensor, q: Tensor, w_q: Tensor, log: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Windows s (K, W, B, D), q (G, B, D), w_q (G, W, W), log (G, D, D) -> (G, B, D), and what backward may use."""
+        out: Tensor | None = None
+        pieces = _pieces(s, len(w_q))
+        kept: tuple[Tensor, ...] = ()
+        for piece in pieces:
+            kept = (_, _, left, power) = _left_and_power(s, q, w_q, log, piece)
             right = torch.matmul(left.flatten(2, 3), power).view_as(left)  # (k, G, W, B, D)
-            out += right.mul_(s[piece, None]).sum((0, 2))
-        return out
+            out = _added(out, right.mul_(s[piece, None]).sum((0, 2)))
+        return (torch.zeros_like(q) if out is None else out), (kept if len(pieces) == 1 else ())
 
     @staticmethod
     def backward(
-        grad: Tensor, s: Tensor, q: Tensor, w_q: Tensor, log: Tensor, need_s: bool
+        grad: Tensor, s: Tensor, q: Tensor, w_q: Tensor, log: Tensor, kept: Sequence[Tensor], need_s: bool
     ) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
         """Gradients of s (where needed), q, w_q and log."""
         heads, width = w_q.shape[:2]
         d_s = torch.zeros_like(s) if need_s else None
-        d_q, d_log = torch.zeros_like(q), torch.zeros_like(log)
-        d_w = w_q.new_zeros(heads * width, width)  # transposed: rows (g, b), columns a
+        d_q: Tensor | None = None
+        d_log: Tensor | None = None
+        d_w: Tensor | None = None  # transposed: rows (g, b), columns a
         for piece in _pieces(s, heads):
-            age, keys, left, power = _left_and_power(s, q, w_q, log, piece)
+            age, keys, left, power = kept or _left_and_power(s, q, w_q, log, piece)
             d_right = (s[piece, None] * grad[:, None]).flatten(2, 3)  # (k, G, W B, D)
             d_power = torch.matmul(left.flatten(2, 3).transpose(2, 3), d_right)  # (k, G, D, D)
-            d_log += d_power.mul_(power).mul_(age).sum(0)
+            d_log = _added(d_log, d_power.mul_(power).mul_(age).sum(0))
             d_left = torch.matmul(d_right, power.transpose(2, 3)).view_as(left)
-            d_q += (d_left * keys).sum((0, 2))
+            d_q = _added(d_q, (d_left * keys).sum((0, 2)))
             d_keys = d_left.mul_(q[:, None]).flatten(1, 2).flatten(2)  # (k, G W, B D)
-            d_w += torch.matmul(d_keys, s[piece].flatten(2).transpose(1, 2)).sum(0)
+            d_w = _added(d_w, torch.matmul(d_keys, s[piece].flatten(2).transpose(1, 2)).sum(0))
             if d_s is not None:
                 right = torch.matmul(left.flatten(2, 3), power).view_as(left)
                 from_keys = torch.matmul(_stacked(w_q).T, d_keys).view_as(s[piece])
                 d_s[piece] = from_keys + (right * grad[:, None]).sum(1)
+        if d_q is None or d_log is None or d_w is None:  # no window
+            return d_s, torch.zeros_like(q), torch.zeros_like(w_q), torch.zeros_like(log)
         return d_s, d_q, d_w.view(heads, width, width).transpose(1, 2), d_log
+
+
+def _added(total: Tensor | None, part: Tensor) -> Tensor:
+    return part if total is None else total.add_(part)
 
 
 def _pieces(s: Tensor, heads: int) -> list[slice]:
@@ -263,15 +272,16 @@ class FullReadout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, s: Tensor, q: Tensor, w_q: Tensor, log: Tensor) -> Tensor:
         """See FullCore."""
-        ctx.save_for_backward(s, q, w_q, log)
-        return FullCore.forward(s, q, w_q, log)
+        out, kept = FullCore.forward(s, q, w_q, log)
+        ctx.save_for_backward(s, q, w_q, log, *kept)
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of all four inputs."""
-        s, q, w_q, log = ctx.saved_tensors
-        return FullCore.backward(grad, s, q, w_q, log, ctx.needs_input_grad[0])
+        s, q, w_q, log, *kept = ctx.saved_tensors
+        return FullCore.backward(grad, s, q, w_q, log, kept, ctx.needs_input_grad[0])
 
 
 class LayerCore:
@@ -295,7 +305,8 @@ class LayerCore:
         if log is not None and log.ndim == 3:
             s = tokens.unfold(1, width, stride).permute(1, 3, 0, 2).contiguous()  # (K, W, B, D)
             q = _swapped(q)
-            z, saved = _swapped(FullCore.forward(s, q, w_q, log)), (s,)
+            z, kept = FullCore.forward(s, q, w_q, log)
+            z, saved = _swapped(z), (s, *kept)
         else:
             count = (tokens.shape[1] - width) // stride + 1
             z, saved = ScalarCore.forward(tokens, q, w_q, log, stride, _countdown(count, q.dtype, q.device), None)
@@ -317,7 +328,7 @@ class LayerCore:
         d_tokens: Tensor | None = None
         d_rate: Tensor | None = None
         if log is not None and log.ndim == 3:
-            d_s, d_q, d_w, d_rate = FullCore.backward(_swapped(d_z), saved[7], q, w_q, log, need_tokens)
+            d_s, d_q, d_w, d_rate = FullCore.backward(_swapped(d_z), saved[7], q, w_q, log, saved[8:], need_tokens)
             d_q = _swapped(d_q)
             if d_s is not None:
                 d_tokens = torch.zeros_like(tokens)
