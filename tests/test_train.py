@@ -11,6 +11,7 @@ from gdssm import learners, theory
 from gdssm.analysis import alignment
 from gdssm.config import ConfigError, from_mapping
 from gdssm.ensemble import Adam, Ensemble
+from gdssm.ops import gradients
 from gdssm.settings import ModelConfig, TrainConfig
 from gdssm.tasks import LinearRegression
 from gdssm.tokens import interleave
@@ -193,9 +194,14 @@ def test_a_configuration_from_nested_mappings() -> None:
 
 
 @pytest.mark.parametrize(
-    ("decay", "heads", "written_out"), [("none", 1, True), ("head", 3, True), ("full", 2, True), ("row", 1, False)]
+    ("decay", "heads", "written_out", "numbers"),
+    [("none", 1, True, 0), ("head", 3, True, 0), ("full", 2, True, 10**6), ("full", 2, True, 1), ("row", 1, False, 0)],
 )
-def test_gradients_of_a_step_are_those_of_autograd_through_the_reference(decay: str, heads: int, written_out: bool) -> None:
+def test_gradients_of_a_step_are_those_of_autograd_through_the_reference(
+    decay: str, heads: int, written_out: bool, numbers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """numbers: of a temporary of full decay, whose windows are then one piece or one each."""
+    monkeypatch.setattr(gradients, "_CHUNK_ELEMENTS", numbers)
     task = LinearRegression(3, 2, 5)
     modules = [build_model(ModelConfig(decay=decay, n_heads=heads), task, seed).double() for seed in (0, 1)]
     context = task.sample(4, seed=3)
