@@ -488,7 +488,13 @@ def test_linear_scan_refuses(change, message):
 @torch.no_grad()
 @pytest.mark.parametrize(
     "options",
-    [{}, {"form": "separate"}, {"taps": "channel", "window": 7}, {"input_gate": "full", "normalize": "stream"}],
+    [
+        {},
+        {"form": "separate"},
+        {"taps": "channel", "window": 7},
+        {"input_gate": "full", "normalize": "stream"},
+        {"filters": "random"},
+    ],
 )
 def test_the_last_head_of_fresh_weights_recalls_what_followed_an_equal_token(options):
     """Keys and values of 8 pairs that were never trained on; the others, with random filters, do not."""
@@ -503,5 +509,4 @@ def test_the_last_head_of_fresh_weights_recalls_what_followed_an_equal_token(opt
     heads, asked = (x.unflatten(-1, (4, 128)) for x in (read, values))
     found = torch.einsum("qhd,vhd->hqv", heads, asked).argmax(2)  # the value each head's readout is nearest to
     right = (found == torch.arange(8)).double().mean(1)
-    assert right[3] == 1
-    assert right[:3].max() < 0.7
+    assert (right > 0.7).tolist() == [False, False, False, options.get("filters") != "random"]

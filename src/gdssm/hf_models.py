@@ -78,6 +78,7 @@ class GDSSMConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers is no
     window: int = 4
     form: str = "shared"
     taps: str = "head"
+    filters: str = "recalling"
     input_gate: str = "rank1"
     activation: str = "none"
     normalize: str = "keys"

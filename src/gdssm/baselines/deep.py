@@ -24,12 +24,12 @@ from torch import Tensor, nn
 from torch.nn.functional import conv1d, linear, logsigmoid, normalize, pad, scaled_dot_product_attention, silu
 
 from ..config import check_choice
+from ..deep.config import FILTERS
 from ..deep.mixer import FILTER_NOISE, recalling_heads
 from ..weights import check_size
 from .recurrences import attention
 
 MIXERS = ("attention", "linear_attention", "gated_linear_attention", "delta_net", "window")
-FILTERS = ("random", "recalling")
 TAU = 16.0  # divides log Lambda, so that decays start near 1
 _CHUNK = 16  # tokens whose decays are factored
 

@@ -8,6 +8,7 @@ from ..settings import LARGEST_SIZE
 FORMS = ("shared", "separate")
 INPUT_GATES = ("rank1", "full")
 TAPS = ("head", "channel")
+FILTERS = ("recalling", "random")
 NORMALIZE = ("keys", "stream", "none")
 DEEP_DECAYS = ("none", "head", "input")
 ACTIVATIONS = ("none", "silu")
@@ -34,6 +35,8 @@ class DeepConfig:
     window         W, tokens that a filter sees
     form           "shared": one projection, whose filters are keys, values and queries; "separate": three projections
     taps           "head": one filter for all features of a head; "channel": one for each feature
+    filters        how the filters of a fresh model start: "recalling", in the last quarter of the heads keys see the token
+                   before the last, values and queries the last, all others at random; "random", all of them
     activation     "silu": of what the filters give, as short convolutions often have; "none"
     input_gate     "rank1": w_q = u v^T; "full": any w_q, which needs windows as they are: the shared form, taps "head",
                    activation "none" and normalize not "keys"
@@ -64,6 +67,7 @@ class DeepConfig:
     window: int = 4
     form: str = "shared"
     taps: str = "head"
+    filters: str = "recalling"
     input_gate: str = "rank1"
     activation: str = "none"
     normalize: str = "keys"
@@ -87,6 +91,7 @@ class DeepConfig:
             "pooling": POOLING,
             "form": FORMS,
             "taps": TAPS,
+            "filters": FILTERS,
             "input_gate": INPUT_GATES,
             "activation": ACTIVATIONS,
             "normalize": NORMALIZE,

@@ -81,8 +81,9 @@ class Mixer(nn.Module):
 
         P = 1. Lambda is even in log(-log Lambda) over the heads, from the first to the second end of decay_range, a single one at
         the second; with bidirectional over each direction's. The decays' rows of w_in start at 0. Filters and w_q Gaussian of
-        variance 1/W; in the last quarter of the heads, at least one, which forget slowest, of 0.01/W around one tap: values and
-        queries see the last token, keys the one before it, so that a query finds what followed an equal token.
+        variance 1/W; with filters "recalling" those of the last quarter of the heads, at least one, which forget slowest, of
+        0.01/W around one tap: values and queries see the last token, keys the one before it, so that a query finds what followed
+        an equal token.
         """
         config = self.config
         self.w_in.normal_(0, config.d_model**-0.5, generator=generator)
@@ -93,8 +94,9 @@ class Mixer(nn.Module):
         for taps, place in ((self.w_q, (before, -1)), (self.u, (before,)), (self.v, (-1,)), (self.d, (-1,))):
             if taps is not None:
                 taps.normal_(0, config.window**-0.5, generator=generator)
-                recalling = taps.unflatten(0, (directions, -1))[:, -recalling_heads(config.n_heads // directions) :]
-                recalling.mul_(FILTER_NOISE)[(..., *place)] += 1
+                if config.filters == "recalling":
+                    recalling = taps.unflatten(0, (directions, -1))[:, -recalling_heads(config.n_heads // directions) :]
+                    recalling.mul_(FILTER_NOISE)[(..., *place)] += 1
         if self.key_map is not None:
             self.key_map.copy_(torch.eye(config.head_size).expand_as(self.key_map))
         low, high = (math.log(-math.log(x)) for x in config.decay_range)

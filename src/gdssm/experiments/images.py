@@ -33,12 +33,24 @@ class Preset(Comparison):
 
 
 # A filter reaches the pixel above, and every feature has its own: settled on the first fold, see docs/deep-models.md.
-_SHAPE = Shape(width=32, n_layers=2, n_heads=4, max_tokens=64, pooled=True, both=True, window=10, taps="channel")
+# Whole images are read, nothing is recalled: filters start at random, and all heads remember the rows above.
+_SHAPE = Shape(
+    width=32,
+    n_layers=2,
+    n_heads=4,
+    max_tokens=64,
+    pooled=True,
+    both=True,
+    window=10,
+    taps="channel",
+    filters="random",
+    decays=(0.9, 0.999),
+)
 PRESETS = {
     "quick": Preset(shape=_SHAPE, recipe=Recipe(steps=300, batch=32, warmup=30), rates=(1e-2,), points=4),
     "reduced": Preset(
         shape=replace(_SHAPE, width=48),
-        recipe=Recipe(steps=1200, batch=32, warmup=50, device="auto"),
+        recipe=Recipe(steps=800, batch=32, warmup=50, device="auto"),
         rates=(3e-3, 1e-2),
         tuned=1,
         points=5,

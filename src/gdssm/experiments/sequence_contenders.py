@@ -32,6 +32,8 @@ class Shape:
     embed                      tokens are integers
     pooled, both               one output per sequence; not causal
     window, taps               tokens of a filter, of all that have filters; GDSSM's filters: one a "head", or one a "channel"
+    filters                    how they start, of all that have filters
+    decays                     the ends of GDSSM's Lambdas at the start
     """
 
     width: int = 128
@@ -43,6 +45,8 @@ class Shape:
     both: bool = False
     window: int = 4
     taps: str = "head"
+    filters: str = "recalling"
+    decays: tuple[float, float] = (0.5, 0.999)
 
 
 class Ends(Protocol):
@@ -90,6 +94,8 @@ def _deep(**options: Any) -> Callable[[Ends, Shape, int | None], nn.Module]:
                 n_heads=shape.n_heads,
                 bidirectional=shape.both,
                 window=shape.window,
+                filters=shape.filters,
+                decay_range=shape.decays,
                 **{"taps": shape.taps, **options},
             )
         )
@@ -122,7 +128,7 @@ def _baseline(mixer: str) -> Callable[[Ends, Shape, int | None], nn.Module]:
             embed=shape.embed,
             pooled=shape.pooled,
             both=shape.both,
-            filters="recalling",  # as ours start
+            filters=shape.filters,
         )
 
     return make
