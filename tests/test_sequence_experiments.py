@@ -293,6 +293,10 @@ def test_other_experiments_take_no_text():
     with pytest.raises(ConfigError, match="contenders is 'gdsm'"):
         lm.Preset(contenders=("gdsm",))
     assert experiments.plan("listops", "reduced").sizes.max_length == 200
+    for name in ("listops", "images"):
+        with pytest.raises(ConfigError, match="contenders must have gdssm-window, the same without memory, got gdssm, attention"):
+            experiments.plan(name, options={"contenders": ("gdssm", "attention")})
+        assert experiments.plan(name, options={"contenders": ("gdssm", "gdssm-window")}).jobs()
 
 
 # The records that docs/deep-models.md speaks of

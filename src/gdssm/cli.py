@@ -52,7 +52,8 @@ def reproduce(
         resume: go on where an interrupted run stopped, which is done in any case
         fresh: run again what an interrupted run finished
         text: of lm, a text file in UTF-8 to model; Python's standard library where not given
-        contenders: of lm and recall, the models to compare, between commas, gdssm among them; the preset's where not given
+        contenders: of lm, recall, listops and images, the models to compare, between commas, gdssm among them; the preset's
+            where not given
         lra: of listops, the folder that Long Range Arena published; fresh expressions where not given
         list_: list the experiments and stop
     """

@@ -52,7 +52,7 @@ EXPERIMENTS = {
     "images": ("images", "can images be read pixel by pixel, and what does the recurrence add?"),
 }
 # Fields of an experiment's sizes that a user may set, and where they are.
-OPTIONS = {"text": ("lm",), "contenders": ("lm", "recall"), "lra": ("listops",)}
+OPTIONS = {"text": ("lm",), "contenders": ("lm", "recall", "listops", "images"), "lra": ("listops",)}
 PRESETS = ("quick", "reduced", "paper")
 MOST_SEEDS = 10_000
 MOST_WORKERS = 1_000

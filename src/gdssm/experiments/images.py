@@ -31,8 +31,13 @@ class Preset(Comparison):
     folds: int = 5
     shift: int = 1
 
+    # A filter reaches the pixel above, and every feature has its own: settled on the first fold, see docs/deep-models.md.
 
-# A filter reaches the pixel above, and every feature has its own: settled on the first fold, see docs/deep-models.md.
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole_sequences.check_control(self.contenders)
+
+
 # Whole images are read, nothing is recalled: filters start at random, and all heads remember the rows above.
 _SHAPE = Shape(
     width=32,

@@ -39,6 +39,10 @@ class Preset(Comparison):
     held: int = 2000
     lra: str = ""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole_sequences.check_control(self.contenders)
+
 
 PRESETS = {
     "quick": Preset(

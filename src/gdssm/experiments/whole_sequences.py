@@ -8,9 +8,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..blocks import Block, Text
+from ..config import ConfigError
 from .sequence_runs import Chosen, curves, difference, dots, spread, table
 
 CONTROL = "gdssm-window"
+
+
+def check_control(contenders: tuple[str, ...]) -> None:
+    """ConfigError where the control is not among those of a comparison."""
+    if contenders and CONTROL not in contenders:
+        raise ConfigError(f"contenders must have {CONTROL}, the same without memory, got {', '.join(contenders)}")
 
 
 def accuracy(one: Chosen) -> tuple[float | None, ...]:
