@@ -302,7 +302,7 @@ def test_other_experiments_take_no_text():
 # The records that docs/deep-models.md speaks of
 
 
-@pytest.mark.parametrize("name", ["images", "lm", "recall"])
+@pytest.mark.parametrize("name", ["images", "listops", "lm", "recall"])
 def test_the_page_shows_the_record(name):
     """Tables and differences of the page are those of docs/records/NAME, and every identity holds there."""
     docs = Path(__file__).parent.parent / "docs"
