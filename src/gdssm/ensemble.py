@@ -9,11 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-Linearised = tuple[Tensor, Callable[[Tensor], dict[str, Tensor]]]
-"""Predictions of all copies, and the function from the gradient there to that of every parameter, by name.
-
-The function reads the parameters: it is called before they change.
-"""
+from .weights import Linearised
 
 
 class Ensemble:

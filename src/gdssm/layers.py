@@ -20,10 +20,9 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from . import ops
-from .ensemble import Linearised
 from .ops import ScanState
 from .state import State, divisor
-from .weights import DecayParameter, as_shape, check_size
+from .weights import DecayParameter, Linearised, as_shape, check_size
 
 
 class GDSSM(nn.Module):

@@ -12,12 +12,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from . import ops
-from .ensemble import Linearised
 from .layers import GDSSM
 from .ops import ScanState
 from .readouts import MinibatchReadout, PairReadout
 from .state import State
-from .weights import DecayParameter, as_shape, check_size
+from .weights import DecayParameter, Linearised, as_shape, check_size
 
 
 class InContextModel(nn.Module):

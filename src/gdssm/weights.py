@@ -1,4 +1,4 @@
-"""Weights from arrays, and the parameter that holds the decay Lambda.
+"""Weights from arrays, the parameter that holds the decay Lambda, and what gradients of many copies look like.
 
 Lambda = exp(-exp(log_rate)) stays in (0, 1]; it is exactly 1 only for log_rate = -inf, which is what a
 construction stores (its gradient is 0 there, so it stays). The published code's lambda * exp(log_step) with
@@ -6,6 +6,7 @@ lambda = -0.5 is the same curve with log_rate = log_step + log 0.5.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from .settings import DECAYS
+
+Linearised = tuple[Tensor, Callable[[Tensor], dict[str, Tensor]]]
+"""Predictions of all copies, and the function from the gradient there to that of every parameter, by name.
+
+The function reads the parameters: it is called before they change.
+"""
 
 
 class DecayParameter(nn.Module):
