@@ -24,10 +24,10 @@ from gdssm.sequence_train import fit, score
 from gdssm.sequences import AssociativeRecall, Text, read_corpus
 
 RATES = (2e-3, 6e-3)
-Change = Callable[[str, Tensor, DeepConfig, torch.Generator], None]
+Change = Callable[[str, Tensor, DeepConfig], None]
 
 
-def gpt2_scale(name: str, weight: Tensor, config: DeepConfig, _: torch.Generator) -> None:
+def gpt2_scale(name: str, weight: Tensor, config: DeepConfig) -> None:
     """Projections of standard deviation 0.02, those that end a branch divided by sqrt(2 n_layers)."""
     if name.endswith("w_in"):
         weight.mul_(0.02 / weight.std())
@@ -35,31 +35,23 @@ def gpt2_scale(name: str, weight: Tensor, config: DeepConfig, _: torch.Generator
         weight.mul_(0.02 * (2 * config.n_layers) ** -0.5 / weight.std())
 
 
-def undivided(name: str, weight: Tensor, config: DeepConfig, _: torch.Generator) -> None:
+def undivided(name: str, weight: Tensor, config: DeepConfig) -> None:
     """What ends a branch is not divided by sqrt(2 n_layers)."""
     if name.endswith("w_out"):
         weight.mul_((2 * config.n_layers) ** 0.5)
 
 
-def random_filters(name: str, weight: Tensor, config: DeepConfig, generator: torch.Generator) -> None:
-    """All filters Gaussian of variance 1/W, in place of a quarter of the heads recalling."""
-    if name.rpartition(".")[2] in FILTERS:
-        weight.normal_(0, config.window**-0.5, generator=generator)
-
-
-def recalling(name: str, weight: Tensor, config: DeepConfig, generator: torch.Generator) -> None:
-    """All heads recall: keys see one token before the last, values and queries the last."""
+def all_recalling(name: str, weight: Tensor, _: DeepConfig) -> None:
+    """From filters at random: keys see one token before the last, values and queries the last, in all heads."""
     kind = name.rpartition(".")[2]
-    if kind in FILTERS:
-        random_filters(name, weight, config, generator)
+    if kind in ("u", "v", "d"):
         weight.mul_(0.1)[..., -2 if kind == "u" else -1] += 1
 
 
-FILTERS = ("u", "v", "d")
 START: dict[str, tuple[dict[str, Any], Change | None]] = {
     "default": ({}, None),
-    "all filters at random": ({}, random_filters),
-    "all heads recall": ({}, recalling),
+    "all filters at random": ({"filters": "random"}, None),
+    "all heads recall": ({"filters": "random"}, all_recalling),
     "decays 0.9 to 0.999": ({"decay_range": (0.9, 0.999)}, None),
     "decays 0.99 to 0.9999": ({"decay_range": (0.99, 0.9999)}, None),
     "projections of 0.02": ({}, gpt2_scale),
@@ -69,14 +61,13 @@ START: dict[str, tuple[dict[str, Any], Change | None]] = {
 
 def started(name: str, config: DeepConfig, seed: int) -> GDSSMForSequenceModeling:
     """A model with the weights of one row."""
-    ranges, change = START[name]
-    model = GDSSMForSequenceModeling(replace(config, **ranges))
-    generator = torch.Generator().manual_seed(seed)
-    model.reset_parameters(generator)
+    options, change = START[name]
+    model = GDSSMForSequenceModeling(replace(config, **options))
+    model.reset_parameters(torch.Generator().manual_seed(seed))
     if change is not None:
         with torch.no_grad():
             for key, weight in model.named_parameters():
-                change(key, weight, config, generator)
+                change(key, weight, config)
     return model
 
 

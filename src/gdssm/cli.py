@@ -44,7 +44,8 @@ def reproduce(
 
     Args:
         names: experiments, or all; see --list
-        preset: quick (minutes on two cores), paper (the paper's sizes), or reduced (between them; lm, recall, listops, images)
+        preset: quick (minutes on two cores), paper (the paper's sizes), or reduced (between them; lm, recall, listops, images,
+            in-context-depth)
         seeds: number of seeds of each variant; the preset's where not given
         seed: first seed
         out: directory for results, made if absent; other files in it are left alone
