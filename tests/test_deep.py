@@ -68,7 +68,14 @@ class TestSharedStream(DeepContract):
 
 
 class TestSharedStreamWithAll(DeepContract):
-    options: ClassVar = {"key_map": True, "decay": "input", "taps": "channel", "activation": "silu", "gate": "sigmoid"}
+    options: ClassVar = {
+        "key_map": True,
+        "decay": "input",
+        "taps": "channel",
+        "activation": "silu",
+        "gate": "sigmoid",
+        "skip": True,
+    }
 
 
 class TestSeparateStreams(DeepContract):
@@ -76,7 +83,7 @@ class TestSeparateStreams(DeepContract):
 
 
 class TestWindows(DeepContract):
-    options: ClassVar = {"normalize": "stream", "key_map": True}
+    options: ClassVar = {"normalize": "stream", "key_map": True, "skip": True}
 
 
 class TestFullInputGate(DeepContract):
@@ -102,7 +109,7 @@ def mixer_loop(p, c, x):
     cut = n_streams * heads * size
     streams = rows[:, :cut].reshape(steps, n_streams, heads, size)
     gate = rows[:, cut : cut + heads * size]
-    read = np.zeros((steps, heads, size))
+    read, skipped = np.zeros((2, steps, heads, size))
     for h in range(heads):
         backward = c.bidirectional and h >= heads // 2
         s = streams[::-1, :, h] if backward else streams[:, :, h]
@@ -135,8 +142,11 @@ def mixer_loop(p, c, x):
             else:
                 lam = 1.0
             z = lam * z + gained
-            read[steps - 1 - t if backward else t, h] = z.T @ query
-    read = (normed(read, c.norm_eps) if c.readout_norm else read).reshape(steps, -1)
+            token = steps - 1 - t if backward else t
+            read[token, h] = z.T @ query
+            if c.skip:
+                skipped[token, h] = p["skip"].reshape(heads, size)[h] * filtered("v", 1)
+    read = ((normed(read, c.norm_eps) if c.readout_norm else read) + skipped).reshape(steps, -1)
     if c.gate != "none":
         read = read * (silu(gate) if c.gate == "silu" else 1 / (1 + np.exp(-gate)))
     return read @ p["w_out"].T
@@ -165,6 +175,9 @@ def model_loop(model, tokens):
     {"form": "separate", "gate": "sigmoid", "tie_embeddings": False},
     {"form": "separate", "taps": "channel", "activation": "silu", "decay": "none", "normalize": "none", "d_head": 3},
     {"normalize": "stream", "key_map": True, "gate": "none"},
+    {"normalize": "stream", "skip": True, "gate": "none"},
+    {"skip": True, "taps": "channel", "activation": "silu", "decay": "input", "d_mlp": 0},
+    {"skip": True, "form": "separate", "bidirectional": True, "pooling": "mean", "n_outputs": 5, "gate": "none"},
     {"normalize": "none", "input_gate": "full", "decay": "input", "readout_norm": False},
     {"normalize": "stream", "input_gate": "full", "key_map": True, "backend": "reference"},
     {"bidirectional": True, "pooling": "mean", "n_outputs": 5, "decay": "input"},
@@ -205,12 +218,14 @@ def any_options(draw):
     separate = normalize != "stream" and draw(st.booleans())
     taps, activation = draw(st.sampled_from(["head", "channel"])), draw(st.sampled_from(["none", "silu"]))
     windowed = not separate and taps == "head" and activation == "none" and normalize != "keys"
+    input_gate = draw(st.sampled_from(["rank1", "full"])) if windowed else "rank1"
     return {
         "normalize": normalize,
         "form": "separate" if separate else "shared",
         "taps": taps,
         "activation": activation,
-        "input_gate": draw(st.sampled_from(["rank1", "full"])) if windowed else "rank1",
+        "input_gate": input_gate,
+        "skip": input_gate == "rank1" and draw(st.booleans()),
         "decay": draw(st.sampled_from(["none", "head", "input"])),
         "gate": draw(st.sampled_from(["none", "silu", "sigmoid"])),
         "key_map": draw(st.booleans()),
@@ -351,6 +366,7 @@ def test_fresh_weights():
     ({"n_layer": 2}, "n_layer is no field of DeepConfig (did you mean 'n_layers'?)"),
     ({"window": 2.5}, "window must be of type int, got 2.5"),
     ({"input_gate": "full"}, "input_gate is 'full'; it needs form 'shared'"),
+    ({"input_gate": "full", "normalize": "none", "skip": True}, "skip is True; it needs input_gate 'rank1'"),
     ({"form": "separate", "normalize": "stream"}, "normalize is 'stream'; form 'separate' has no common stream"),
     ({"decay_range": (0.5, 1.0)}, "decay_range[1] must be a finite number >= 0.5 and < 1, got 1.0"),
     ({"bidirectional": True, "n_heads": 1}, "n_heads must be even where bidirectional"),

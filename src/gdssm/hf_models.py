@@ -87,6 +87,8 @@ class GDSSMConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers is no
     decay_range: tuple[float, float] | list[float] = (0.5, 0.999)
     gate: str = "silu"
     readout_norm: bool = True
+    skip: bool = False
+    branch_scale: float = 1.0
     bidirectional: bool = False
     norm_eps: float = 1e-6
     backend: str = "auto"

@@ -16,16 +16,19 @@ class GatedMLP(nn.Module):
 
     def __init__(self, config: DeepConfig, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
         super().__init__()
-        self.n_layers, size, inner = config.n_layers, config.d_model, config.mlp_size
+        size, inner = config.d_model, config.mlp_size
+        self.std = config.branch_scale * (2 * config.n_layers * inner) ** -0.5  # of w_out
         self.w_in = nn.Parameter(torch.empty(2 * inner, size, device=device, dtype=dtype))
         self.w_out = nn.Parameter(torch.empty(size, inner, device=device, dtype=dtype))
         self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Gaussian of variance 1 / (numbers read); w_out divided by 2 n_layers besides, as one of so many branches."""
+        """Gaussian of variance 1 / (numbers read); w_out divided by 2 n_layers besides, as one of so many branches, and times
+        branch_scale.
+        """
         self.w_in.normal_(0, self.w_in.shape[1] ** -0.5, generator=generator)
-        self.w_out.normal_(0, (2 * self.n_layers * self.w_out.shape[1]) ** -0.5, generator=generator)
+        self.w_out.normal_(0, self.std, generator=generator)
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(gated_product(linear(x, self.w_in)), self.w_out)

@@ -47,6 +47,10 @@ class DeepConfig:
                    single one gets the largest
     gate           what the readout is multiplied with: "silu" or "sigmoid" of a projection; "none"
     readout_norm   norm every head's readout before the gate
+    skip           add the values themselves to what is read, each feature by a weight that is learned and starts at 4; the values
+                   must be one filter's, so input_gate not "full"
+    branch_scale   factor on the weights that end a branch in a fresh model, 0 to 100; with a small one the embedding is the larger
+                   part of the stream
     bidirectional  half of the heads read the sequence from its end; no streaming then
     norm_eps       added to the mean of squares in every norm
     backend        of gdssm.ops.gd_scan, which runs where the windows are taken as they are (see input_gate)
@@ -76,6 +80,8 @@ class DeepConfig:
     decay_range: tuple[float, float] = (0.5, 0.999)
     gate: str = "silu"
     readout_norm: bool = True
+    skip: bool = False
+    branch_scale: float = 1.0
     bidirectional: bool = False
     norm_eps: float = 1e-6
     backend: str = "auto"
@@ -105,6 +111,7 @@ class DeepConfig:
         check_number("decay_range[0]", low, above=0, below=1)
         check_number("decay_range[1]", high, least=low, below=1)
         check_number("norm_eps", self.norm_eps, above=0)
+        check_number("branch_scale", self.branch_scale, least=0, most=100)
         self._check_ends()
         self._check_mixer()
 
@@ -123,6 +130,8 @@ class DeepConfig:
                 "input_gate is 'full'; it needs form 'shared', taps 'head', activation 'none' and normalize 'stream' or 'none', "
                 f"got {self.form!r}, {self.taps!r}, {self.activation!r} and {self.normalize!r}"
             )
+        if self.skip and self.input_gate == "full":
+            raise ConfigError("skip is True; it needs input_gate 'rank1', because a full one has no single value, got 'full'")
         if self.form == "separate" and self.normalize == "stream":
             raise ConfigError("normalize is 'stream'; form 'separate' has no common stream: allowed: keys, none")
         if self.bidirectional and self.n_heads % 2:

@@ -3,7 +3,7 @@
     s_t = (W_s x_t) per head                     stream, D features; three of them in the separate form
     key = S^T u    value = S^T v    query = P S^T d          filters of the last W tokens S of a stream
     Z_t = Lambda_t Z_{t-1} + key value^T                     with w_q in full: Z_t = Lambda_t Z_{t-1} + S^T w_q S
-    y_t = W_o (g(W_g x_t) * norm(Z_t^T query))
+    y_t = W_o (g(W_g x_t) * (norm(Z_t^T query) + r * value))     r D weights per head; 0 without skip
 
 Axes: B batch, T tokens, S streams, H heads, D features of a head, W window.
 """
@@ -21,6 +21,7 @@ from .norms import rms_norm, unit
 from .padding import reverse_half
 from .state import BlockState
 
+SKIP = 4.0  # r of a fresh model: values are smaller than normed readouts
 FILTER_NOISE = 0.1  # of a filter of length 1, around the tap that it starts with
 
 
@@ -33,7 +34,7 @@ class Mixer(nn.Module):
     """x (B, T, d_model), state, lengths -> y (B, T, d_model), BlockState. Options: DeepConfig.
 
     Parameters: w_in (rows for streams, gate and decays), w_out; filters u, v, d (H, W), with taps "channel" (H, D, W), in the
-    separate form one for each stream; w_q (H, W, W) in place of u and v with input_gate "full"; key_map (H, D, D);
+    separate form one for each stream; w_q (H, W, W) in place of u and v with input_gate "full"; key_map (H, D, D); skip (H D,);
     log_rate (H,) with Lambda = exp(-exp(log_rate)), or decay_bias (H,) with Lambda_t = exp(-softplus(w_h . x_t + bias)).
 
     Keys and queries of length 1 are normed after the filters, because gd_scan forms keys inside: the filters run first and the
@@ -57,6 +58,7 @@ class Mixer(nn.Module):
             "v": None if full else filters,
             "d": filters,
             "key_map": (h, d, d) if config.key_map else None,
+            "skip": (h * d,) if config.skip else None,
             "log_rate": (h,) if config.decay == "head" else None,
             "decay_bias": (h,) if config.decay == "input" else None,
         }
@@ -72,16 +74,18 @@ class Mixer(nn.Module):
     v: nn.Parameter | None
     d: nn.Parameter
     key_map: nn.Parameter | None
+    skip: nn.Parameter | None
     log_rate: nn.Parameter | None
     decay_bias: nn.Parameter | None
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """w_in, w_out Gaussian of variance 1 / (numbers read), w_out divided by 2 n_layers besides, as one of so many branches.
+        """w_in, w_out Gaussian of variance 1 / (numbers read), w_out divided by 2 n_layers besides, as one of so many branches, and
+        times branch_scale.
 
-        P = 1. Lambda is even in log(-log Lambda) over the heads, from the first to the second end of decay_range, a single one at
-        the second; with bidirectional over each direction's. The decays' rows of w_in start at 0. Filters and w_q Gaussian of
-        variance 1/W; with filters "recalling" those of the last quarter of the heads, at least one, which forget slowest, of
+        P = 1, r = 4. Lambda is even in log(-log Lambda) over the heads, from the first to the second end of decay_range, a single
+        one at the second; with bidirectional over each direction's. The decays' rows of w_in start at 0. Filters and w_q Gaussian
+        of variance 1/W; with filters "recalling" those of the last quarter of the heads, at least one, which forget slowest, of
         0.01/W around one tap: values and queries see the last token, keys the one before it, so that a query finds what followed
         an equal token.
         """
@@ -89,7 +93,7 @@ class Mixer(nn.Module):
         self.w_in.normal_(0, config.d_model**-0.5, generator=generator)
         if self.sizes[2]:
             self.w_in[-self.sizes[2] :].zero_()
-        self.w_out.normal_(0, (2 * config.n_layers * self.w_out.shape[1]) ** -0.5, generator=generator)
+        self.w_out.normal_(0, config.branch_scale * (2 * config.n_layers * self.w_out.shape[1]) ** -0.5, generator=generator)
         before, directions = max(config.window - 2, 0), 2 if config.bidirectional else 1
         for taps, place in ((self.w_q, (before, -1)), (self.u, (before,)), (self.v, (-1,)), (self.d, (-1,))):
             if taps is not None:
@@ -99,6 +103,8 @@ class Mixer(nn.Module):
                     recalling.mul_(FILTER_NOISE)[(..., *place)] += 1
         if self.key_map is not None:
             self.key_map.copy_(torch.eye(config.head_size).expand_as(self.key_map))
+        if self.skip is not None:
+            self.skip.fill_(SKIP)
         low, high = (math.log(-math.log(x)) for x in config.decay_range)
         slowest_first = torch.linspace(high, low, config.n_heads // directions, dtype=torch.float64)
         log_rate = slowest_first.flip(0).repeat(directions)
@@ -122,12 +128,15 @@ class Mixer(nn.Module):
         if config.bidirectional:
             streams, decay = reverse_half(streams, 3, lengths), reverse_half(decay, 2, lengths) if self.sizes[2] else decay
         before = self.init_state(len(x)) if state is None else state
-        read, after = self._mix(streams, self._log_decay(decay), before, state is None, lengths)
+        read, values, after = self._mix(streams, self._log_decay(decay), before, state is None, lengths)
         read = read.to(x.dtype)
-        if config.bidirectional:
-            read = reverse_half(read, 2, lengths)
         if config.readout_norm:
             read = rms_norm(read, config.norm_eps)
+        if values is not None:
+            assert self.skip is not None
+            read = torch.addcmul(read, values.to(x.dtype), self.skip.view(values.shape[2:]))
+        if config.bidirectional:
+            read = reverse_half(read, 2, lengths)
         read = read.flatten(2)
         if self.sizes[1]:
             gate = linear(x, w_gate)
@@ -143,8 +152,8 @@ class Mixer(nn.Module):
     @ops.full_precision
     def _mix(
         self, streams: Tensor, log_decay: Tensor | None, before: BlockState, fresh: bool, lengths: Tensor | None
-    ) -> tuple[Tensor, BlockState]:
-        """streams (B, T, S, H, D) -> Z^T q (B, T, H, D), and the state. fresh: before is that of no tokens."""
+    ) -> tuple[Tensor, Tensor | None, BlockState]:
+        """streams (B, T, S, H, D) -> Z^T q (B, T, H, D), values alike where skip adds them, the state. fresh: before is empty."""
         config = self.config
         streams = streams.to(ops.compute_dtype(streams, self.d))
         if config.normalize == "stream":
@@ -166,20 +175,23 @@ class Mixer(nn.Module):
             keys, queries = unit(keys, config.norm_eps), unit(queries, config.norm_eps)
         keys, values, queries = (x.transpose(1, 2) for x in (keys, values, queries))  # (B, T, H, D)
         out, z = ops.linear_scan(keys, values, queries, log_decay, z=None if fresh else before.z, lengths=lengths)
-        return out, BlockState(z, _tail(whole.permute(0, 3, 1, 2, 4), config.window - 1, lengths))
+        after = BlockState(z, _tail(whole.permute(0, 3, 1, 2, 4), config.window - 1, lengths))
+        return out, self._skipped(values, lengths), after
 
     def _windows(
         self, streams: Tensor, log_decay: Tensor | None, before: BlockState, lengths: Tensor | None
-    ) -> tuple[Tensor, BlockState]:
+    ) -> tuple[Tensor, Tensor | None, BlockState]:
         """The windows of one stream as they are: gd_scan."""
         config, batch = self.config, len(streams)
         stream, tail = streams[:, :, 0], before.tail[:, :, 0]
-        queries = None
-        if self.key_map is not None:
+        queries = values = None
+        if self.key_map is not None or self.skip is not None:
             whole = torch.cat([tail.to(stream.dtype), stream], dim=1).transpose(1, 2)
-            queries = self._mapped(ops.causal_filters(whole, self.d)[0]).transpose(1, 2)
-            if lengths is not None:
-                queries = queries * (torch.arange(stream.shape[1]) < lengths[:, None]).to(queries)[..., None, None]
+            if self.key_map is not None:
+                queries = _unpadded(self._mapped(ops.causal_filters(whole, self.d)[0]).transpose(1, 2), lengths)
+            if self.skip is not None:
+                assert self.v is not None
+                values = self._skipped(ops.causal_filters(whole, self.v)[0].transpose(1, 2), lengths)
         if self.w_q is not None:
             w_q: ops.Gate = self.w_q
         else:
@@ -197,11 +209,20 @@ class Mixer(nn.Module):
             queries=queries,
             structure=config.decay,
         )
-        return out, BlockState(after.z, after.tail[:, :, None])
+        return out, values, BlockState(after.z, after.tail[:, :, None])
+
+    def _skipped(self, values: Tensor, lengths: Tensor | None) -> Tensor | None:
+        """The values (B, T, H, D) that skip adds, zero in the padding; None without it."""
+        return None if self.skip is None else _unpadded(values, lengths)
 
     def _mapped(self, queries: Tensor) -> Tensor:
         """P q, (B, H, T, D)."""
         return queries if self.key_map is None else torch.matmul(queries, self.key_map.to(queries.dtype).mT)
+
+
+def _unpadded(x: Tensor, lengths: Tensor | None) -> Tensor:
+    """x (B, T, H, D), zero past each length: windows there still see earlier tokens."""
+    return x if lengths is None else x * (torch.arange(x.shape[1]) < lengths[:, None]).to(x)[..., None, None]
 
 
 def _tail(whole: Tensor, keep: int, lengths: Tensor | None) -> Tensor:

@@ -71,7 +71,10 @@ PRESETS = {
         rates=(3e-3, 1e-2),
     ),
     "reduced": Preset(
-        contenders=("gdssm", "gdssm-input-decay", "gated-linear-attention", "delta-net", "mamba", "gpt2"),
+        contenders=(
+            *("gdssm", "gdssm-input-decay", "gdssm-mixers"),
+            *("gated-linear-attention", "delta-net", "mamba", "gpt2"),
+        ),
         shape=Shape(width=128, n_layers=4, n_heads=4, max_tokens=256),
         recipe=Recipe(steps=600, batch=8, warmup=60, device="auto"),
         rates=(2e-3, 6e-3),
@@ -83,7 +86,7 @@ PRESETS = {
     ),
     "paper": Preset(
         contenders=(
-            *("gdssm", "gdssm-input-decay", "gdssm-three-streams"),
+            *("gdssm", "gdssm-input-decay", "gdssm-three-streams", "gdssm-mixers"),
             *("linear-attention", "gated-linear-attention", "delta-net", "mamba", "attention", "gpt2"),
         ),
         shape=Shape(width=128, n_layers=4, n_heads=4, max_tokens=256),

@@ -1,13 +1,13 @@
 """The models that experiments on sequences compare, each at the size where it has as many parameters as the first.
 
-Blocks of our own have the same width and a gated network as wide as makes parameters equal; GPT-2 and Mamba, whose networks
-are a part of them, get the width that does. Models with filters start them as ours do.
+Blocks of our own have the same width and a gated network as wide as makes parameters equal; GPT-2, Mamba and our mixers alone,
+whose networks are a part of them or are none, get the width that does. Models with filters start them as ours do.
 
 Ours, the same with parts changed, and others': gdssm.deep, gdssm.baselines.deep, gdssm.hf_sequences.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, NamedTuple, Protocol
 
@@ -103,6 +103,17 @@ def _deep(**options: Any) -> Callable[[Ends, Shape, int | None], nn.Module]:
     return make
 
 
+def _mixers(task: Ends, shape: Shape, size: int | None) -> nn.Module:
+    """Blocks without a gated network: mixers alone, twice as wide inside as the stream, in twice as many heads, as Mamba's are.
+
+    Their size is the width of the stream.
+    """
+    width = shape.width if size is None else size
+    own = replace(shape, width=width, n_heads=2 * shape.n_heads)
+    options = {"taps": "channel", "decay": "input", "skip": True, "branch_scale": 0.1, "d_head": width // shape.n_heads}
+    return _deep(**options)(task, own, 0)
+
+
 def _without_memory(task: Ends, shape: Shape, size: int | None) -> nn.Module:
     """Lambda = 0 in every head, and not learned: the readout sees the products of the last window alone."""
     model = OURS(task, shape, size)
@@ -157,6 +168,7 @@ CONTENDERS = {
     "gdssm": Contender("GDSSM", OURS, ours=True),
     "gdssm-input-decay": Contender("GDSSM, decay from the input", _deep(key_map=True, taps="channel", decay="input"), ours=True),
     "gdssm-three-streams": Contender("GDSSM, three streams", _deep(form="separate", taps="channel", activation="silu"), ours=True),
+    "gdssm-mixers": Contender("GDSSM, mixers alone", _mixers, ours=True, heads=True),
     "gdssm-window": Contender("GDSSM, Lambda = 0", _without_memory, ours=True),
     "linear-attention": Contender("linear attention", _baseline("linear_attention")),
     "gated-linear-attention": Contender("gated linear attention", _baseline("gated_linear_attention")),
