@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..blocks import as_records
+from ..config import counted
 from ..recipe import Recipe
 from ..sequences import Digits
 from . import Outcome, whole_sequences
@@ -107,7 +108,8 @@ def outcome(sizes: Preset, results: Mapping[str, dict[str, Any]]) -> Outcome:
         "title": TITLE,
         "question": QUESTION,
         "settings": {
-            "images": f"1,797 of 8 x 8 pixels, 17 grey levels, {sizes.folds} folds, training images moved by up to {sizes.shift}",
+            "images": f"1,797 of 8 x 8 pixels, 17 grey levels, training images moved by up to {counted(sizes.shift, 'pixel')}",
+            "folds": f"{sizes.folds}, dealt out by seed {sizes.shuffle}",
             "reading": "both directions, mean over tokens",
             **settings_of(_folded(sizes), "fold"),
             "seeds": len(sizes.seeds),
