@@ -2,11 +2,13 @@
 
     python benchmarks/initialisation.py [--text FILE] [--steps 150] [--seeds 2] [--only NAME ...]
     python benchmarks/initialisation.py --recall [--steps 600] [--seeds 3] [--only NAME ...]
+    python benchmarks/initialisation.py --mixers [--text FILE] [--steps 600] [--seeds 1] [--only NAME ...]
 
 The first trains the default model of 0.75 million parameters on the same batches (8 crops of 256 characters) and prints bits per
 character of the validation part, mean over the seeds, at two rates. Without --text: the source of Python's standard library.
 The second trains the model of width 64 of `gdssm reproduce recall --preset reduced` on 64 tokens with 8 pairs at rate 0.01, and
-prints the validation accuracy of every seed.
+prints the validation accuracy of every seed. The third trains blocks of mixers alone, as `gdssm-mixers` of `gdssm reproduce lm`
+has them, and the same with a part changed; bits are those of the whole validation part, at rate 0.006.
 """
 
 import argparse
@@ -24,7 +26,7 @@ from gdssm.sequence_train import fit, score
 from gdssm.sequences import AssociativeRecall, Text, read_corpus
 
 RATES = (2e-3, 6e-3)
-Change = Callable[[str, Tensor, DeepConfig], None]
+Change = Callable[[str, Tensor, DeepConfig], object]
 
 
 def gpt2_scale(name: str, weight: Tensor, config: DeepConfig) -> None:
@@ -59,9 +61,25 @@ START: dict[str, tuple[dict[str, Any], Change | None]] = {
 }
 
 
+MIXERS: dict[str, Any] = {"d_head": 43, "n_heads": 8, "d_model": 172, "d_mlp": 0, "taps": "channel", "decay": "input", "skip": True}
+CHANGED: dict[str, tuple[dict[str, Any], Change | None]] = {
+    "mixers": ({}, None),
+    "silu after the filters": ({"activation": "silu"}, None),
+    "skip from 1": ({}, lambda name, weight, _: weight.fill_(1) if name.endswith("skip") else None),
+    "no skip": ({"skip": False}, None),
+    "branches of full size": ({"branch_scale": 1.0}, None),
+    "all filters at random": ({"filters": "random"}, None),
+    "one Lambda per head": ({"decay": "head"}, None),
+    "readouts not normed": ({"readout_norm": False}, None),
+    "keys not normed": ({"normalize": "none"}, None),
+    "windows of 3": ({"window": 3}, None),
+    "windows of 6": ({"window": 6}, None),
+}
+
+
 def started(name: str, config: DeepConfig, seed: int) -> GDSSMForSequenceModeling:
     """A model with the weights of one row."""
-    options, change = START[name]
+    options, change = (START | CHANGED)[name]
     model = GDSSMForSequenceModeling(replace(config, **options))
     model.reset_parameters(torch.Generator().manual_seed(seed))
     if change is not None:
@@ -95,18 +113,35 @@ def of_recall(names: list[str], steps: int, seeds: int) -> None:
         print(f"| {name} | " + " | ".join(f"{value:.3f}" for value in found) + " |", flush=True)
 
 
+def of_mixers(names: list[str], text: str, steps: int, seeds: int) -> None:
+    task = Text.of(read_corpus(text, 2_000_000), window=256, most=0)
+    config = DeepConfig(vocab_size=task.n_inputs, branch_scale=0.1, **MIXERS)
+    recipe = Recipe(steps=steps, batch=8, lr=6e-3, warmup=steps // 10)
+    print("| mixers alone | bits per character |\n|---|---|")
+    for name in names:
+        bits = mean(fit(started(name, config, seed), task, recipe, points=1).final for seed in range(seeds)) / math.log(2)
+        print(f"| {name} | {bits:.3f} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", default="")
     parser.add_argument("--recall", action="store_true")
+    parser.add_argument("--mixers", action="store_true")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--seeds", type=int)
-    parser.add_argument("--only", nargs="+", choices=tuple(START), default=list(START))
+    parser.add_argument("--only", nargs="+", choices=tuple(START | CHANGED))
     options = parser.parse_args()
+    rows = CHANGED if options.mixers else START
+    names = options.only or list(rows)
+    if not set(names) <= set(rows):
+        parser.error(f"--only: {', '.join(name for name in names if name not in rows)}; allowed here: {', '.join(rows)}")
     if options.recall:
-        of_recall(options.only, options.steps or 600, options.seeds or 3)
+        of_recall(names, options.steps or 600, options.seeds or 3)
+    elif options.mixers:
+        of_mixers(names, options.text, options.steps or 600, options.seeds or 1)
     else:
-        of_text(options.only, options.text, options.steps or 150, options.seeds or 2)
+        of_text(names, options.text, options.steps or 150, options.seeds or 2)
 
 
 if __name__ == "__main__":
