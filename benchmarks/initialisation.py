@@ -26,6 +26,7 @@ from gdssm.sequence_train import fit, score
 from gdssm.sequences import AssociativeRecall, Text, read_corpus
 
 RATES = (2e-3, 6e-3)
+Rows = dict[str, tuple[dict[str, Any], "Change | None"]]
 Change = Callable[[str, Tensor, DeepConfig], object]
 
 
@@ -50,7 +51,7 @@ def all_recalling(name: str, weight: Tensor, _: DeepConfig) -> None:
         weight.mul_(0.1)[..., -2 if kind == "u" else -1] += 1
 
 
-START: dict[str, tuple[dict[str, Any], Change | None]] = {
+START: Rows = {
     "default": ({}, None),
     "all filters at random": ({"filters": "random"}, None),
     "all heads recall": ({"filters": "random"}, all_recalling),
@@ -61,8 +62,11 @@ START: dict[str, tuple[dict[str, Any], Change | None]] = {
 }
 
 
-MIXERS: dict[str, Any] = {"d_head": 43, "n_heads": 8, "d_model": 172, "d_mlp": 0, "taps": "channel", "decay": "input", "skip": True}
-CHANGED: dict[str, tuple[dict[str, Any], Change | None]] = {
+MIXERS: dict[str, Any] = {
+    **{"d_model": 172, "n_heads": 8, "d_head": 43, "d_mlp": 0},
+    **{"taps": "channel", "decay": "input", "skip": True, "branch_scale": 0.1},
+}
+CHANGED: Rows = {
     "mixers": ({}, None),
     "silu after the filters": ({"activation": "silu"}, None),
     "skip from 1": ({}, lambda name, weight, _: weight.fill_(1) if name.endswith("skip") else None),
@@ -77,9 +81,9 @@ CHANGED: dict[str, tuple[dict[str, Any], Change | None]] = {
 }
 
 
-def started(name: str, config: DeepConfig, seed: int) -> GDSSMForSequenceModeling:
+def started(row: tuple[dict[str, Any], Change | None], config: DeepConfig, seed: int) -> GDSSMForSequenceModeling:
     """A model with the weights of one row."""
-    options, change = (START | CHANGED)[name]
+    options, change = row
     model = GDSSMForSequenceModeling(replace(config, **options))
     model.reset_parameters(torch.Generator().manual_seed(seed))
     if change is not None:
@@ -89,59 +93,61 @@ def started(name: str, config: DeepConfig, seed: int) -> GDSSMForSequenceModelin
     return model
 
 
-def of_text(names: list[str], text: str, steps: int, seeds: int) -> None:
+def of_text(rows: Rows, text: str, steps: int, seeds: int) -> None:
     task = Text.of(read_corpus(text, 2_000_000), window=256, most=64)
     config = DeepConfig(vocab_size=task.n_inputs, key_map=True)
     print("| initialisation | " + " | ".join(f"rate {rate:g}" for rate in RATES) + " |\n|---|" + "---|" * len(RATES))
-    for name in names:
+    for name, row in rows.items():
         bits = []
         for rate in RATES:
             recipe = Recipe(steps=steps, batch=8, lr=rate, warmup=steps // 10)
-            models = [started(name, config, seed) for seed in range(seeds)]
+            models = [started(row, config, seed) for seed in range(seeds)]
             bits.append(mean(fit(model, task, recipe, points=1).final for model in models) / math.log(2))
         print(f"| {name} | " + " | ".join(f"{value:.3f}" for value in bits) + " |", flush=True)
 
 
-def of_recall(names: list[str], steps: int, seeds: int) -> None:
+def of_recall(rows: Rows, steps: int, seeds: int) -> None:
     task = AssociativeRecall(64, 8, vocabulary=256, noise=False, held=512)
     config = DeepConfig(vocab_size=task.n_inputs, d_model=64, n_layers=2, n_heads=2, key_map=True)
     recipe = Recipe(steps=steps, batch=32, lr=1e-2, warmup=50)
     print("| initialisation | " + " | ".join(f"seed {seed}" for seed in range(seeds)) + " |\n|---|" + "---|" * seeds)
-    for name in names:
-        fitted = [fit(started(name, config, seed), task, recipe, points=1) for seed in range(seeds)]
+    for name, row in rows.items():
+        fitted = [fit(started(row, config, seed), task, recipe, points=1) for seed in range(seeds)]
         found = [score(one.module, task.held_out("validation")).accuracy or 0.0 for one in fitted]
         print(f"| {name} | " + " | ".join(f"{value:.3f}" for value in found) + " |", flush=True)
 
 
-def of_mixers(names: list[str], text: str, steps: int, seeds: int) -> None:
+def of_mixers(rows: Rows, text: str, steps: int, seeds: int) -> None:
     task = Text.of(read_corpus(text, 2_000_000), window=256, most=0)
-    config = DeepConfig(vocab_size=task.n_inputs, branch_scale=0.1, **MIXERS)
+    config = DeepConfig(vocab_size=task.n_inputs, **MIXERS)
     recipe = Recipe(steps=steps, batch=8, lr=6e-3, warmup=steps // 10)
     print("| mixers alone | bits per character |\n|---|---|")
-    for name in names:
-        bits = mean(fit(started(name, config, seed), task, recipe, points=1).final for seed in range(seeds)) / math.log(2)
+    for name, row in rows.items():
+        bits = mean(fit(started(row, config, seed), task, recipe, points=1).final for seed in range(seeds)) / math.log(2)
         print(f"| {name} | {bits:.3f} |", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", default="")
-    parser.add_argument("--recall", action="store_true")
-    parser.add_argument("--mixers", action="store_true")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--recall", action="store_true")
+    what.add_argument("--mixers", action="store_true")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--seeds", type=int)
-    parser.add_argument("--only", nargs="+", choices=tuple(START | CHANGED))
+    parser.add_argument("--only", nargs="+", choices=tuple(START | CHANGED), metavar="NAME")
     options = parser.parse_args()
-    rows = CHANGED if options.mixers else START
-    names = options.only or list(rows)
-    if not set(names) <= set(rows):
-        parser.error(f"--only: {', '.join(name for name in names if name not in rows)}; allowed here: {', '.join(rows)}")
+    known = CHANGED if options.mixers else START
+    names = options.only or list(known)
+    if not set(names) <= set(known):
+        parser.error(f"--only: {', '.join(name for name in names if name not in known)}; allowed here: {', '.join(known)}")
+    rows = {name: known[name] for name in names}
     if options.recall:
-        of_recall(names, options.steps or 600, options.seeds or 3)
+        of_recall(rows, options.steps or 600, options.seeds or 3)
     elif options.mixers:
-        of_mixers(names, options.text, options.steps or 600, options.seeds or 1)
+        of_mixers(rows, options.text, options.steps or 600, options.seeds or 1)
     else:
-        of_text(names, options.text, options.steps or 150, options.seeds or 2)
+        of_text(rows, options.text, options.steps or 150, options.seeds or 2)
 
 
 if __name__ == "__main__":

@@ -287,7 +287,13 @@ def test_steps_are_the_whole():
 
 
 @pytest.mark.parametrize("pooling", ["none", "mean", "last"])
-@pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"bidirectional": True, "normalize": "stream", "decay": "input"}])
+@pytest.mark.parametrize("options", [
+    {},
+    {"bidirectional": True},
+    {"bidirectional": True, "normalize": "stream", "decay": "input"},
+    {"skip": True, "gate": "sigmoid"},
+    {"skip": True, "gate": "none", "bidirectional": True, "normalize": "stream"},
+])  # fmt: skip
 def test_padding_of_whole_sequences(options, pooling):
     """Masks on either side, gaps, and lengths give what every sequence gives alone; outputs and gradients."""
     model, tokens = make(vocab_size=7, pooling=pooling, n_outputs=7, **options), words(batch=4, length=8)
@@ -322,9 +328,10 @@ def test_gradient_checkpointing_changes_no_number():
     assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
 
 
-def test_half_precision_is_summed_in_double():
+@pytest.mark.parametrize("options", [{}, {"skip": True}, {"skip": True, "normalize": "stream"}])
+def test_half_precision_is_summed_in_double(options):
     """One token again and again with Lambda = 1: in bfloat16 the sum would stand still after 256 equal terms."""
-    model = make(vocab_size=7, n_layers=1, decay="none", window=1, dtype=torch.bfloat16)
+    model = make(vocab_size=7, n_layers=1, decay="none", window=1, dtype=torch.bfloat16, **options)
     out, first = model(torch.full((1, 1000), 3))
     _, second = model(torch.full((1, 1000), 3), first)
     assert out.dtype == torch.bfloat16
@@ -333,6 +340,20 @@ def test_half_precision_is_summed_in_double():
 
 
 # Fresh weights
+
+
+def test_fresh_branches_are_scaled_and_the_skip_starts_at_four():
+    def fresh(scale):
+        model = GDSSMForSequenceModeling(**SMALL, vocab_size=7, skip=True, branch_scale=scale, dtype=DOUBLE)
+        model.reset_parameters(torch.Generator().manual_seed(0))
+        return model.state_dict()
+
+    whole, small = fresh(1.0), fresh(0.1)
+    ends = [name for name in whole if name.endswith("w_out")]
+    assert len(ends) == 4  # of two mixers and two networks
+    for name, value in whole.items():
+        torch.testing.assert_close(small[name], 0.1 * value if name in ends else value)
+        assert not name.endswith("skip") or value.unique().tolist() == [4]
 
 
 def test_fresh_weights():
@@ -367,6 +388,8 @@ def test_fresh_weights():
     ({"window": 2.5}, "window must be of type int, got 2.5"),
     ({"input_gate": "full"}, "input_gate is 'full'; it needs form 'shared'"),
     ({"input_gate": "full", "normalize": "none", "skip": True}, "skip is True; it needs input_gate 'rank1'"),
+    ({"branch_scale": -1.0}, "branch_scale must be a finite number >= 0 and <= 100, got -1.0"),
+    ({"branch_scale": 101.0}, "branch_scale must be a finite number >= 0 and <= 100, got 101.0"),
     ({"form": "separate", "normalize": "stream"}, "normalize is 'stream'; form 'separate' has no common stream"),
     ({"decay_range": (0.5, 1.0)}, "decay_range[1] must be a finite number >= 0.5 and < 1, got 1.0"),
     ({"bidirectional": True, "n_heads": 1}, "n_heads must be even where bidirectional"),

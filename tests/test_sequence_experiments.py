@@ -77,6 +77,12 @@ def test_contenders_of_the_presets_have_as_many_parameters(module, preset):
         assert 0.75e6 < counts["gdssm"] < 0.95e6
 
 
+def test_mixers_alone_are_matched_by_their_width():
+    config = build("gdssm-mixers", AssociativeRecall(64, 8, vocabulary=66), Shape(), seed=0).config
+    assert (config.d_mlp, config.n_heads, config.d_head * config.n_heads) == (0, 8, 2 * config.d_model)
+    assert (config.taps, config.decay, config.skip, config.branch_scale) == ("channel", "input", True, 0.1)
+
+
 def test_weights_of_a_contender_depend_on_the_seed_alone():
     task = AssociativeRecall(16, 2, 20)
     for name in CONTENDERS:
@@ -248,6 +254,12 @@ def test_claims_of_listops_are_differences_to_the_control():
     rows = listops.outcome(TINY[listops], results).record["blocks"][-1]["rows"]
     assert [row[:2] for row in rows] == [(1, 4), (2, 4)]
     assert rows[0][2].startswith("0.750 (")
+
+
+def test_images_are_dealt_out_by_the_presets_shuffle():
+    sizes = replace(TINY[images], folds=3, shift=0, shuffle=7)
+    tasks = {name: job.arguments[1] for name, job in images.jobs(sizes).items()}
+    assert tasks["fold2-gdssm-1e-2-0"] == Digits(2, 3, seed=7, shift=0)
 
 
 def test_a_unit_of_images_is_a_fold():

@@ -47,8 +47,9 @@ class DeepConfig:
                    single one gets the largest
     gate           what the readout is multiplied with: "silu" or "sigmoid" of a projection; "none"
     readout_norm   norm every head's readout before the gate
-    skip           add the values themselves to what is read, each feature by a weight that is learned and starts at 4; the values
-                   must be one filter's, so input_gate not "full"
+    skip           add the values themselves to what is read, each feature by a weight that is learned and starts at 4; beside
+                   normed readouts that is much with normalize "keys", less with "stream". Not with input_gate "full", whose
+                   windows have no single value
     branch_scale   factor on the weights that end a branch in a fresh model, 0 to 100; with a small one the embedding is the larger
                    part of the stream
     bidirectional  half of the heads read the sequence from its end; no streaming then

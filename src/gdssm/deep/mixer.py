@@ -3,7 +3,7 @@
     s_t = (W_s x_t) per head                     stream, D features; three of them in the separate form
     key = S^T u    value = S^T v    query = P S^T d          filters of the last W tokens S of a stream
     Z_t = Lambda_t Z_{t-1} + key value^T                     with w_q in full: Z_t = Lambda_t Z_{t-1} + S^T w_q S
-    y_t = W_o (g(W_g x_t) * (norm(Z_t^T query) + r * value))     r D weights per head; 0 without skip
+    y_t = W_o (g(W_g x_t) * (norm(Z_t^T query) + r * value))     r: a weight for each feature of a head; 0 without skip
 
 Axes: B batch, T tokens, S streams, H heads, D features of a head, W window.
 """
@@ -21,7 +21,7 @@ from .norms import rms_norm, unit
 from .padding import reverse_half
 from .state import BlockState
 
-SKIP = 4.0  # r of a fresh model: values are smaller than normed readouts
+SKIP = 4.0  # r of a fresh model, by measuring: benchmarks/initialisation.py --mixers
 FILTER_NOISE = 0.1  # of a filter of length 1, around the tap that it starts with
 
 
@@ -58,7 +58,7 @@ class Mixer(nn.Module):
             "v": None if full else filters,
             "d": filters,
             "key_map": (h, d, d) if config.key_map else None,
-            "skip": (h * d,) if config.skip else None,
+            "skip": (h * d,) if config.skip else None,  # no matrix, which weight decay would act on
             "log_rate": (h,) if config.decay == "head" else None,
             "decay_bias": (h,) if config.decay == "input" else None,
         }
@@ -153,7 +153,10 @@ class Mixer(nn.Module):
     def _mix(
         self, streams: Tensor, log_decay: Tensor | None, before: BlockState, fresh: bool, lengths: Tensor | None
     ) -> tuple[Tensor, Tensor | None, BlockState]:
-        """streams (B, T, S, H, D) -> Z^T q (B, T, H, D), values alike where skip adds them, the state. fresh: before is empty."""
+        """streams (B, T, S, H, D) -> Z^T q (B, T, H, D), values alike where skip adds them, and the state.
+
+        fresh: before is that of no tokens.
+        """
         config = self.config
         streams = streams.to(ops.compute_dtype(streams, self.d))
         if config.normalize == "stream":
@@ -176,7 +179,7 @@ class Mixer(nn.Module):
         keys, values, queries = (x.transpose(1, 2) for x in (keys, values, queries))  # (B, T, H, D)
         out, z = ops.linear_scan(keys, values, queries, log_decay, z=None if fresh else before.z, lengths=lengths)
         after = BlockState(z, _tail(whole.permute(0, 3, 1, 2, 4), config.window - 1, lengths))
-        return out, self._skipped(values, lengths), after
+        return out, None if self.skip is None else _unpadded(values, lengths), after
 
     def _windows(
         self, streams: Tensor, log_decay: Tensor | None, before: BlockState, lengths: Tensor | None
@@ -185,13 +188,14 @@ class Mixer(nn.Module):
         config, batch = self.config, len(streams)
         stream, tail = streams[:, :, 0], before.tail[:, :, 0]
         queries = values = None
-        if self.key_map is not None or self.skip is not None:
+        needed = [t for part, t in ((self.key_map, self.d), (self.skip, self.v)) if part is not None and t is not None]
+        if needed:
             whole = torch.cat([tail.to(stream.dtype), stream], dim=1).transpose(1, 2)
+            filtered = ops.causal_filters(whole, *needed)
             if self.key_map is not None:
-                queries = _unpadded(self._mapped(ops.causal_filters(whole, self.d)[0]).transpose(1, 2), lengths)
+                queries = _unpadded(self._mapped(filtered[0]).transpose(1, 2), lengths)
             if self.skip is not None:
-                assert self.v is not None
-                values = self._skipped(ops.causal_filters(whole, self.v)[0].transpose(1, 2), lengths)
+                values = _unpadded(filtered[-1].transpose(1, 2), lengths)
         if self.w_q is not None:
             w_q: ops.Gate = self.w_q
         else:
@@ -210,10 +214,6 @@ class Mixer(nn.Module):
             structure=config.decay,
         )
         return out, values, BlockState(after.z, after.tail[:, :, None])
-
-    def _skipped(self, values: Tensor, lengths: Tensor | None) -> Tensor | None:
-        """The values (B, T, H, D) that skip adds, zero in the padding; None without it."""
-        return None if self.skip is None else _unpadded(values, lengths)
 
     def _mapped(self, queries: Tensor) -> Tensor:
         """P q, (B, H, T, D)."""

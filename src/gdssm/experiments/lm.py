@@ -195,9 +195,11 @@ def _blocks(sizes: Preset, chosen: Mapping[str, Chosen]) -> list[Block]:
         dots("Bits per character of the test part", "bits per character", chosen, _bits),
     ]
     lines = curves("Along the training", chosen, "bits per character, validation", BITS)
-    samples = [one.results[0].get("sample") for one in chosen.values() if one.name == "gdssm"]
     blocks += [lines] if lines is not None else []
-    blocks += [Text("A sample of GDSSM's, after |, temperature 0.8", (sample,)) for sample in samples if sample]
+    ours = chosen[best(chosen, ours=True) or "gdssm"]
+    sample = ours.results[0].get("sample")
+    if sample:
+        blocks.append(Text(f"A sample of {ours.title}'s, after |, temperature 0.8", (sample,)))
     return blocks
 
 

@@ -104,9 +104,9 @@ def _deep(**options: Any) -> Callable[[Ends, Shape, int | None], nn.Module]:
 
 
 def _mixers(task: Ends, shape: Shape, size: int | None) -> nn.Module:
-    """Blocks without a gated network: mixers alone, twice as wide inside as the stream, in twice as many heads, as Mamba's are.
+    """Blocks without a gated network: mixers alone, twice as wide inside as the stream, as Mamba is, in twice as many heads.
 
-    Their size is the width of the stream.
+    size is the width of the stream, a multiple of shape.n_heads.
     """
     width = shape.width if size is None else size
     own = replace(shape, width=width, n_heads=2 * shape.n_heads)
