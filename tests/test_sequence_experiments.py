@@ -322,9 +322,13 @@ def test_the_page_shows_the_record(name):
     record, results = (json.loads((docs / "records" / name / f"{kind}.json").read_text()) for kind in ("record", "results"))
     assert all(claim["holds"] for claim in results["claims"] if claim["kind"] == "identity")
     answer = next(block for block in record["blocks"] if block["kind"] == "text")
-    for row in (row for block in record["blocks"] if block["kind"] == "table" for row in block["rows"]):
-        shown = (f"{cell:,}" if isinstance(cell, int) else f"{cell:g}" if isinstance(cell, float) else cell for cell in row[:-1])
-        assert f"| {' | '.join('' if cell is None else cell for cell in shown)} |" in page
+    for block in (block for block in record["blocks"] if block["kind"] == "table"):
+        end = -1 if block["heads"][-1] == "CPU ms per step" else None
+        for row in block["rows"]:
+            shown = (
+                f"{cell:,}" if isinstance(cell, int) else f"{cell:g}" if isinstance(cell, float) else cell for cell in row[:end]
+            )
+            assert f"| {' | '.join('' if cell is None else cell for cell in shown)} |" in page
     for sentence in answer["paragraphs"]:
         if sentence.startswith("Against "):
             assert sentence in page

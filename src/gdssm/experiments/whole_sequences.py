@@ -30,25 +30,25 @@ def gain(chosen: Mapping[str, Chosen], other: str = CONTROL) -> tuple[float, flo
     return difference(accuracy(chosen["gdssm"]), accuracy(chosen[other]))
 
 
-def blocks(chosen: Mapping[str, Chosen], units: str, extra: tuple[str, ...] = ()) -> list[Block]:
-    """Answer, table, dots and curves; units says what a dot is, e.g. "seed"."""
+def blocks(chosen: Mapping[str, Chosen], unit: str, extra: tuple[str, ...] = ()) -> list[Block]:
+    """Answer, table, dots and curves; unit says what a dot is, e.g. "seed"."""
     sentences = []
     for name, one in chosen.items():
         if name == "gdssm":
-            sentences.append(f"GDSSM: accuracy {spread(accuracy(one))} (over each {units}).")
+            sentences.append(f"GDSSM: accuracy {spread(accuracy(one))} (over the {unit}s).")
             continue
         apart = gain(chosen, name)
         if apart is None:
-            sentences.append(f"Against {one.title} there is no interval: a {units} is missing, or there is only one.")
+            sentences.append(f"Against {one.title} there is no interval: a {unit} is missing, or there is only one.")
             continue
         middle, low, high = apart
-        verdict = "GDSSM is better" if low > 0 else "GDSSM is worse" if high < 0 else f"the {units}s do not tell them apart"
+        verdict = "GDSSM is better" if low > 0 else "GDSSM is worse" if high < 0 else f"the {unit}s do not tell them apart"
         sentences.append(f"Against {one.title}: {middle:+.4f}, 95 % interval {low:+.4f} to {high:+.4f}; {verdict}.")
     columns: dict[str, Any] = {"accuracy": lambda one: spread(accuracy(one))}
     found: list[Block] = [
         Text("Answer", (*sentences, *extra)),
-        table("All models", chosen, columns, f"Mean and standard deviation over each {units}."),
-        dots("Accuracy", "accuracy on the test set", chosen, accuracy, units),
+        table("All models", chosen, columns, f"Mean and standard deviation over the {unit}s."),
+        dots("Accuracy", "accuracy on the test set", chosen, accuracy, unit),
     ]
     lines = curves("Along the training", chosen, "cross-entropy of the validation, nats")
     return found if lines is None else [*found, lines]
