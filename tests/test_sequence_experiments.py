@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy import stats
 
-from gdssm import LinearRegression, experiments
+from gdssm import experiments
 from gdssm.analysis import t_interval
 from gdssm.baselines import parameter_count
 from gdssm.blocks import from_records
@@ -57,19 +57,24 @@ def test_the_experiment_runs(module, monkeypatch, capsys):
 
 @pytest.mark.parametrize(
     ("module", "preset"),
-    [(lm, "quick"), (lm, "paper"), (listops, "paper"), (in_context_depth, "quick")],
-    ids=["lm-quick", "lm-paper", "listops-paper", "in-context-depth-quick"],
+    [
+        *((lm, preset) for preset in ("quick", "reduced", "paper")),
+        *((module, preset) for module in (listops, images) for preset in ("reduced", "paper")),
+        *((in_context_depth, preset) for preset in ("quick", "reduced", "paper")),
+    ],
+    ids=lambda part: part if isinstance(part, str) else part.__name__.rpartition(".")[2],
 )
 def test_contenders_of_the_presets_have_as_many_parameters(module, preset):
     sizes = module.PRESETS[preset]
     task = {
-        lm: AssociativeRecall(vocabulary=100),
-        listops: ListOpsTask(),
-        in_context_depth: DenseRegression(LinearRegression(20, 1, 40)),
-    }
+        lm: lambda: AssociativeRecall(vocabulary=100),
+        listops: ListOpsTask,
+        images: Digits,
+        in_context_depth: lambda: DenseRegression(sizes.task),
+    }[module]()
     with torch.device("meta"):
         counts = {
-            name: parameter_count(CONTENDERS[name].make(task[module], sizes.shape, size_for(name, task[module], sizes.shape)))
+            name: parameter_count(CONTENDERS[name].make(task, sizes.shape, size_for(name, task, sizes.shape)))
             for name in sizes.contenders
         }
     assert all(abs(count / counts["gdssm"] - 1) <= 0.05 for count in counts.values()), counts

@@ -60,7 +60,7 @@ PRESETS = {
         curriculum=Curriculum(2, 6, 100),
     ),
     "reduced": Preset(
-        shape=Shape(width=48, n_layers=12, n_heads=4, max_tokens=25, embed=False),
+        shape=Shape(width=48, n_layers=12, n_heads=2, max_tokens=25, embed=False),
         recipe=Recipe(steps=1500, batch=32, warmup=100, device="auto"),
         rates=(3e-3,),
         curriculum=Curriculum(2, 6, 150),
