@@ -36,11 +36,10 @@ def main() -> None:
             for kind, backend in ((dtype, "triton"), (torch.float64, "reference"))
         )
         for name, a, b in zip(("out", *(f"d_{name}" for name in NAMES)), got, wanted, strict=True):
-            found.setdefault(name, []).append(float((a.double() - b).norm() / b.norm()))
+            found.setdefault(name, []).append(float(((a.double() - b).norm() / b.norm()).detach()))
     limit = LIMITS[options.dtype]
-    print(
-        f"| {options.dtype}, {options.heads} heads, {options.draws} draws | median | 95 % | largest | beyond {limit:g} |\n|---|---|---|---|---|"
-    )
+    print(f"| {options.dtype}, heads: {options.heads}, draws: {options.draws} | median | 95 % | largest | beyond {limit:g} |")
+    print("|---|---|---|---|---|")
     for name, errors in found.items():
         e = torch.tensor(errors, dtype=torch.float64)
         print(f"| {name} | {e.median():.4f} | {e.quantile(0.95):.4f} | {e.max():.4f} | {100 * (e > limit).double().mean():.1f} % |")
