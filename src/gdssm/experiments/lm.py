@@ -230,6 +230,6 @@ def _answer(chosen: Mapping[str, Chosen]) -> Text:
     edges = [one.title for one in chosen.values() if len(one.rates) > 1 and one.rate in (min(one.rates), max(one.rates))]
     if edges:
         paragraphs.append(
-            f"The best rate lies at the end of the grid for {', '.join(edges)}: with a longer grid they might do better."
+            f"The best rate lies at the end of the grid for {'; '.join(edges)}: with a longer grid they might do better."
         )
     return Text("Answer", tuple(paragraphs))
