@@ -174,14 +174,31 @@ class SequenceLayerContract:
         assert torch.autograd.gradcheck(function, [t.detach().clone().requires_grad_() for t in inputs])
 
     def test_float32_is_close_to_float64(self):
+        """Within the tolerance, or within four times what rounding tokens and weights to float32 could do to the exact outputs.
+
+        Products of products cancel at some tokens: how many digits are lost there depends on the order of a processor's sums.
+        """
         module, tokens = self.layer(), self.tokens(length=40).float()
         single = copy.deepcopy(module).float()
         module.load_state_dict({name: value.double() for name, value in single.state_dict().items()})
+        wanted, end = module(tokens.double())
         out, state = single(tokens)
         assert out.dtype == torch.float32
-        assert ratio(out, module(tokens.double())[0]) <= self.float32_tolerance
-        wanted = module(tokens.double(), module(tokens.double())[1])[0]
-        assert ratio(single(tokens, state)[0], wanted) <= self.float32_tolerance
+        tolerance = max(self.float32_tolerance, 4 * self._rounding(module, tokens.double(), wanted))
+        assert ratio(out, wanted) <= tolerance
+        assert ratio(single(tokens, state)[0], module(tokens.double(), end)[0]) <= tolerance
+
+    @torch.no_grad()
+    def _rounding(self, module, tokens, wanted):
+        """The largest change of the outputs, of five, when every number moves by up to float32's unit roundoff."""
+        g, changes = torch.Generator().manual_seed(0), []
+        for _ in range(5):
+            moved = copy.deepcopy(module)
+            numbers = [tokens.clone(), *moved.parameters()]
+            for x in numbers:
+                x.mul_(1 + 2**-24 * (2 * torch.rand(x.shape, generator=g, dtype=x.dtype) - 1))
+            changes.append(ratio(moved(numbers[0])[0], wanted))
+        return max(changes)
 
     def test_the_same_call_gives_the_same_bits(self):
         module, tokens = self.layer(), self.tokens()

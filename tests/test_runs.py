@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ from gdssm.tasks import LinearRegression
 from gdssm.train import NonFiniteError, Training, train
 
 CONFIG = TrainConfig(
-    task=LinearRegression(2, 2, 3), seeds=(4, 9), steps=120, batch=4, warmup=3, log_every=2, eval_tasks=20, eval_points=6
+    task=LinearRegression(2, 2, 3), seeds=(4, 9), steps=240, batch=4, warmup=3, log_every=2, eval_tasks=20, eval_points=6
 )
 EVERY = 4
 
@@ -82,8 +83,8 @@ class HalfWritten:
         die()
 
 
-def victim(directory: Path, where: str, count: int) -> None:
-    """A process that goes on with the run, and dies at the count-th time it comes to a place."""
+def victim(directory: Path, where: str, count: int, started: Any) -> None:
+    """A process that sets an event, goes on with the run, and dies at the count-th time it comes to a place."""
     if where == "step":
         Training.advance = at_call(count, True, Training.advance)
     elif where == "log":
@@ -100,6 +101,7 @@ def victim(directory: Path, where: str, count: int) -> None:
             return HalfWritten(file) if next(calls, None) == count - 1 else file
 
         files.open = open_or_die
+    started.set()
     run(CONFIG, directory, resume=True, checkpoint_every=EVERY)
 
 
@@ -109,10 +111,12 @@ CONTEXT.set_forkserver_preload(["torch", "pytest", "gdssm.cli", "gdssm.runs", "g
 
 
 def killed(directory: Path, where: str, count: int, delay: float = 0.0) -> bool:
-    """Run a victim to its end; whether it was killed."""
-    process = CONTEXT.Process(target=victim, args=(directory, where, count))
+    """Run a victim to its end; whether it was killed. delay: seconds after its start, for "any time"."""
+    started = CONTEXT.Event()
+    process = CONTEXT.Process(target=victim, args=(directory, where, count, started))
     process.start()
     if where == "any time":
+        assert started.wait(120)
         time.sleep(delay)
         process.kill()
     process.join(120)
@@ -121,14 +125,19 @@ def killed(directory: Path, where: str, count: int, delay: float = 0.0) -> bool:
 
 
 def test_killed_twenty_times_the_run_ends_with_the_same_bytes(tmp_path: Path, undisturbed: Path) -> None:
-    """Places inside a save, between saves, and moments in time; the draws are fixed, their order is random."""
-    draw = random.Random(0)
+    """Places inside a save, between saves, and moments in time; the draws are fixed, their order is random.
+
+    Moments are parts of the time that a run takes here: a fast machine would be at the end before most of the deaths.
+    """
+    start = time.monotonic()
+    run(CONFIG, tmp_path / "timed", checkpoint_every=EVERY)
+    most, draw = (time.monotonic() - start) / 12, random.Random(0)
     plan = [(where, draw.randint(1, 6)) for where in SAVES * 2] + [("step", draw.randint(1, 9)) for _ in range(6)]
     plan += [("log", draw.randint(1, 6)) for _ in range(4)] + [("any time", 0)] * 6
     draw.shuffle(plan)
     directory, deaths = tmp_path / "run", []
     for where, count in plan:
-        if killed(directory, where, count, delay=draw.uniform(0.0, 0.08)):
+        if killed(directory, where, count, delay=draw.uniform(0.0, most)):
             deaths.append(where)
     run(CONFIG, directory, resume=True, checkpoint_every=EVERY)
     assert len(deaths) >= 20
@@ -379,7 +388,7 @@ def test_a_signal_stops_between_steps_and_says_how_to_go_on(
         with pytest.raises(Interrupted) as stop:
             run(CONFIG, directory, checkpoint_every=EVERY, source="c.py")
     assert str(stop.value) == (
-        f"interrupted at step 43 of 120, which is saved; go on with: gdssm train c.py --out {directory} --resume"
+        f"interrupted at step 43 of {CONFIG.steps}, which is saved; go on with: gdssm train c.py --out {directory} --resume"
     )
     assert signal.getsignal(number) == before
     assert load_training(directory).step == 43
@@ -446,7 +455,7 @@ def test_records_of_runs_and_checkpoints(tmp_path: Path, undisturbed: Path) -> N
     assert folder == directory
     record = json.loads((directory / "record.json").read_text())
     (variant,) = record["variants"]
-    assert variant["steps"] == list(evaluation_steps(120, 6))
+    assert variant["steps"] == list(evaluation_steps(CONFIG.steps, 6))
     assert variant["seeds"] == [4, 9]
     assert f"loss {max(c[-1] for c in variant['loss']) / variant['gd_loss']:.5g} times" in line
     assert json.loads((directory / "results.json").read_text())["claims"] == []
