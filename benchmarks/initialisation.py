@@ -16,18 +16,20 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from statistics import mean
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from gdssm import DeepConfig, GDSSMForSequenceModeling, Recipe
+from gdssm.experiments.sequence_contenders import Shape, build
 from gdssm.sequence_train import fit, score
 from gdssm.sequences import AssociativeRecall, Text, read_corpus
 
 RATES = (2e-3, 6e-3)
-Rows = dict[str, tuple[dict[str, Any], "Change | None"]]
 Change = Callable[[str, Tensor, DeepConfig], object]
+Row = tuple[dict[str, Any], Change | None]
+Rows = dict[str, Row]
 
 
 def gpt2_scale(name: str, weight: Tensor, config: DeepConfig) -> None:
@@ -60,13 +62,7 @@ START: Rows = {
     "projections of 0.02": ({}, gpt2_scale),
     "branches not divided": ({}, undivided),
 }
-
-
-MIXERS: dict[str, Any] = {
-    **{"d_model": 172, "n_heads": 8, "d_head": 43, "d_mlp": 0},
-    **{"taps": "channel", "decay": "input", "skip": True, "branch_scale": 0.1},
-}
-CHANGED: Rows = {
+MIXERS: Rows = {
     "mixers": ({}, None),
     "silu after the filters": ({"activation": "silu"}, None),
     "skip from 1": ({}, lambda name, weight, _: weight.fill_(1) if name.endswith("skip") else None),
@@ -81,7 +77,7 @@ CHANGED: Rows = {
 }
 
 
-def started(row: tuple[dict[str, Any], Change | None], config: DeepConfig, seed: int) -> GDSSMForSequenceModeling:
+def started(row: Row, config: DeepConfig, seed: int) -> GDSSMForSequenceModeling:
     """A model with the weights of one row."""
     options, change = row
     model = GDSSMForSequenceModeling(replace(config, **options))
@@ -93,13 +89,16 @@ def started(row: tuple[dict[str, Any], Change | None], config: DeepConfig, seed:
     return model
 
 
-def of_text(rows: Rows, text: str, steps: int, seeds: int) -> None:
-    task = Text.of(read_corpus(text, 2_000_000), window=256, most=64)
+def of_text(rows: Rows, text: str, steps: int, seeds: int, mixers: bool) -> None:
+    task = Text.of(read_corpus(text, 2_000_000), window=256, most=0 if mixers else 64)
     config = DeepConfig(vocab_size=task.n_inputs, key_map=True)
-    print("| initialisation | " + " | ".join(f"rate {rate:g}" for rate in RATES) + " |\n|---|" + "---|" * len(RATES))
+    if mixers:
+        config = cast("GDSSMForSequenceModeling", build("gdssm-mixers", task, Shape(), seed=0)).config
+    rates = RATES[-1:] if mixers else RATES
+    print("| initialisation | " + " | ".join(f"rate {rate:g}" for rate in rates) + " |\n|---|" + "---|" * len(rates))
     for name, row in rows.items():
         bits = []
-        for rate in RATES:
+        for rate in rates:
             recipe = Recipe(steps=steps, batch=8, lr=rate, warmup=steps // 10)
             models = [started(row, config, seed) for seed in range(seeds)]
             bits.append(mean(fit(model, task, recipe, points=1).final for model in models) / math.log(2))
@@ -117,16 +116,6 @@ def of_recall(rows: Rows, steps: int, seeds: int) -> None:
         print(f"| {name} | " + " | ".join(f"{value:.3f}" for value in found) + " |", flush=True)
 
 
-def of_mixers(rows: Rows, text: str, steps: int, seeds: int) -> None:
-    task = Text.of(read_corpus(text, 2_000_000), window=256, most=0)
-    config = DeepConfig(vocab_size=task.n_inputs, **MIXERS)
-    recipe = Recipe(steps=steps, batch=8, lr=6e-3, warmup=steps // 10)
-    print("| mixers alone | bits per character |\n|---|---|")
-    for name, row in rows.items():
-        bits = mean(fit(started(row, config, seed), task, recipe, points=1).final for seed in range(seeds)) / math.log(2)
-        print(f"| {name} | {bits:.3f} |", flush=True)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", default="")
@@ -135,19 +124,18 @@ def main() -> None:
     what.add_argument("--mixers", action="store_true")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--seeds", type=int)
-    parser.add_argument("--only", nargs="+", choices=tuple(START | CHANGED), metavar="NAME")
+    parser.add_argument("--only", nargs="+", choices=tuple(START | MIXERS), metavar="NAME")
     options = parser.parse_args()
-    known = CHANGED if options.mixers else START
+    known = MIXERS if options.mixers else START
     names = options.only or list(known)
     if not set(names) <= set(known):
         parser.error(f"--only: {', '.join(name for name in names if name not in known)}; allowed here: {', '.join(known)}")
     rows = {name: known[name] for name in names}
     if options.recall:
         of_recall(rows, options.steps or 600, options.seeds or 3)
-    elif options.mixers:
-        of_mixers(rows, options.text, options.steps or 600, options.seeds or 1)
     else:
-        of_text(rows, options.text, options.steps or 150, options.seeds or 2)
+        steps, seeds = (600, 1) if options.mixers else (150, 2)
+        of_text(rows, options.text, options.steps or steps, options.seeds or seeds, options.mixers)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@
 
 One stream, w_q = u v^T, one decay per head, Lambda from 0.4 to 1. For the output and every gradient: root mean square of the
 error over that of the value, its median, 95th percentile and largest, and the share of draws beyond what the dtype is held to.
-Inputs are the same numbers for both, so what is seen is the arithmetic's error. Interpreted, a draw of one head takes half a
-second.
+Inputs are the same numbers for both, so what is seen is the arithmetic's error. Interpreted, a draw of one head takes about
+half a second.
 """
 
 import argparse
@@ -14,7 +14,8 @@ import os
 
 import torch
 
-LIMITS = {"bfloat16": 8e-3, "float16": 2e-3, "float32": 1e-5}
+from gdssm.bench.suite import TOLERANCE
+
 NAMES = ("tokens", "u", "v", "d", "log_decay")
 
 
@@ -22,7 +23,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("heads", 1), ("draws", 200), ("tokens", 37), ("features", 16)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--dtype", choices=LIMITS, default="bfloat16")
+    parser.add_argument("--dtype", choices=TOLERANCE, default="bfloat16")
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
@@ -37,7 +38,7 @@ def main() -> None:
         )
         for name, a, b in zip(("out", *(f"d_{name}" for name in NAMES)), got, wanted, strict=True):
             found.setdefault(name, []).append(float(((a.double() - b).norm() / b.norm()).detach()))
-    limit = LIMITS[options.dtype]
+    limit = TOLERANCE[options.dtype]
     print(f"| {options.dtype}, heads: {options.heads}, draws: {options.draws} | median | 95 % | largest | beyond {limit:g} |")
     print("|---|---|---|---|---|")
     for name, errors in found.items():
